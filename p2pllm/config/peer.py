@@ -1,0 +1,51 @@
+"""PeerConfig: what one peer decides for itself. It never leaves the machine."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from p2pllm.config.base import Config
+
+PeerName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,31}$")]
+
+
+class NetworkConfig(Config):
+    """How this peer reaches the others, and they it."""
+
+    initial_peers: tuple[str, ...] = ()
+    """Multiaddrs of one or more peers of the swarm, with their /p2p/ part."""
+    host_maddrs: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/0",)
+    """Where to listen. A bootstrap peer gives a fixed port."""
+    announce_maddrs: tuple[str, ...] = ()
+    """Under which addresses others can dial this peer, where they differ (port forwarding, NAT)."""
+    client_only: bool = False
+    """Take no incoming connections: for a peer that cannot be dialled at all."""
+    relay: bool = True
+    """Use, and while reachable serve as, a libp2p relay for peers behind NAT."""
+
+
+class PeerConfig(Config):
+    """One peer on one machine."""
+
+    name: PeerName | None = None
+    """How this peer is shown to others; the machine's host name when not given."""
+    run: str | None = None
+    """Which run to join, where the initial peers know several."""
+    identity: Path | None = None
+    """Private key file; <output>/<run>/<peer>/identity.key when not given."""
+    output: Path = Path("runs")
+    """Everything is written below this folder, in <run>/<peer>/."""
+    network: NetworkConfig = NetworkConfig()
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto, cpu, mps, cuda or cuda:N."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads for tensor work. Give 1 when several peers share a machine."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Samples in one forward and backward pass; the whole batch when not given."""
+    gradient_checkpointing: bool = False
+    """Compute activations again instead of keeping them: less memory, slower."""
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    """Attention implementation."""
+    data: tuple[Path, ...] = ()
+    """This peer's own private JSON/JSONL files, instead of a shard of the run's data."""
