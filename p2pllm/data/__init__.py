@@ -1,0 +1,1 @@
+"""Rows, and which peer trains on which."""
