@@ -1,0 +1,1 @@
+"""Local steps, evaluation, checkpoints: one machine, no network."""

@@ -1,0 +1,201 @@
+"""The local epoch: one peer's steps between two averages.
+
+It knows an adapter and where rows come from, and nothing about rounds of others, peers or the
+network. The optimizer's moments stay here and live across rounds.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+
+from p2pllm.config.run import TrainingConfig
+from p2pllm.data.tokens import Row
+from p2pllm.errors import LossNotFinite
+from p2pllm.events import StepDone
+from p2pllm.model.adapter import Adapter, Values
+from p2pllm.training.loss import counted, memory_for, summed_loss
+from p2pllm.training.schedule import learning_rate
+from p2pllm.training.source import Source
+
+log = logging.getLogger(__name__)
+
+# float16 gradients vanish below 6e-8: scale the loss up by this much, to begin with. torch's own
+# default, 65536, overflows in the first steps, and a step that overflows is lost.
+FIRST_LOSS_SCALE = 1024.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one local epoch did. Skipped steps are in `skipped` and in nothing else."""
+
+    samples: int
+    steps: int
+    tokens: int  # counted in the loss
+    loss: float  # mean of the steps' losses, each before its update, weighted by tokens; nan: none
+    seconds: float
+    skipped: int  # steps without an update, because their loss or gradient was not finite
+
+
+@dataclass
+class _Tally:
+    """A Work while it grows."""
+
+    began: float
+    samples: int = 0
+    steps: int = 0
+    tokens: int = 0
+    loss: float = 0.0  # sum over tokens
+    skipped: int = 0
+
+    def work(self) -> Work:
+        mean = self.loss / self.tokens if self.tokens else math.nan
+        seconds = time.monotonic() - self.began
+        return Work(self.samples, self.steps, self.tokens, mean, seconds, self.skipped)
+
+
+class Learner:
+    """Trains an adapter on the rows of `source`, which may be replaced at any time."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        source: Source,
+        training: TrainingConfig,
+        rounds: int,
+        micro_batch: int | None = None,
+    ) -> None:
+        """`rounds` of the whole run; at most `micro_batch` rows in one forward pass."""
+        self.adapter = adapter
+        self.source = source
+        self._training = training
+        self._rounds = rounds
+        self._micro_batch = micro_batch or training.batch_size
+        self._parameters = list(adapter.parameters.values())
+        self._optimizer = _optimizer(training, self._parameters)
+        self._scaler = torch.amp.GradScaler(
+            adapter.device.type,
+            init_scale=FIRST_LOSS_SCALE,
+            enabled=adapter.base.model.dtype == torch.float16,
+        )
+
+    @property
+    def size(self) -> int:
+        """How many values the adapter has."""
+        return self.adapter.size
+
+    def values(self) -> Values:
+        return self.adapter.values()
+
+    def adopt(self, values: Values) -> None:
+        """Go on from other values; the optimizer's moments stay."""
+        self.adapter.adopt(values)
+
+    def train(
+        self, round: int, on_step: Callable[[StepDone], None], stop: Callable[[], bool]
+    ) -> Work:
+        """One local epoch of round `round` (from 0). It ends within a step once `stop` says so.
+
+        Raises:
+            LossNotFinite: no step of the whole local epoch could be used.
+            DeviceMemoryFull: the micro-batch is too large for the device.
+        """
+        self.adapter.model.train()
+        tally = _Tally(time.monotonic())
+        planned = self._planned_steps()
+        for fraction in self._fractions(tally, planned):
+            if stop():
+                return tally.work()
+            rate = learning_rate(self._training, self._rounds, round + fraction)
+            began = time.monotonic()
+            tokens, loss = self._step(rate, tally)
+            if loss is not None:
+                speed = tokens / max(time.monotonic() - began, 1e-9)
+                done = tally.steps + tally.skipped
+                on_step(
+                    StepDone(
+                        round=round,
+                        step=done,
+                        steps=planned,
+                        loss=loss,
+                        learning_rate=rate,
+                        tokens_per_second=speed,
+                    )
+                )
+        if tally.skipped and not tally.steps:
+            raise LossNotFinite(round=round, steps=tally.skipped)
+        return tally.work()
+
+    def _planned_steps(self) -> int | None:
+        local = self._training.local
+        if local.epochs is not None:
+            samples = local.epochs * self.source.rows
+            return max(1, math.ceil(samples / self._training.batch_size))
+        return local.steps
+
+    def _fractions(self, tally: _Tally, planned: int | None) -> Iterator[float]:
+        """For each step of the local epoch, which fraction of it lies before the step's middle."""
+        if planned is not None:
+            yield from ((step + 0.5) / planned for step in range(planned))
+            return
+        limit = self._training.local.seconds or 0.0
+        yield 0.0  # a peer however slow does one step
+        while (elapsed := time.monotonic() - tally.began) < limit:
+            yield elapsed / limit
+
+    def _step(self, rate: float, tally: _Tally) -> tuple[int, float | None]:
+        """One optimizer step: its counted tokens and mean loss; None when it was skipped."""
+        rows = self.source.next_batch(self._training.batch_size)
+        tokens = counted(rows)
+        with memory_for(self._micro_batch):
+            total = self._backward(rows, tokens)
+        self._scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm)
+        loss = float(total) / tokens if tokens else math.nan
+        usable = math.isfinite(loss) and bool(norm.isfinite())
+        if usable:
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._scaler.step(self._optimizer)
+            tally.samples += len(rows)
+            tally.steps += 1
+            tally.tokens += tokens
+            tally.loss += loss * tokens
+        else:
+            log.warning("step skipped: loss %s, gradient norm %s", loss, float(norm))
+            tally.skipped += 1
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return tokens, loss if usable else None
+
+    def _backward(self, rows: list[Row], tokens: int) -> torch.Tensor:
+        """Accumulate the gradient of the batch's mean token loss; return the summed loss.
+
+        Every micro-batch is divided by the tokens of the whole batch, so the gradient is the same
+        whatever the micro-batch is.
+        """
+        ordered = sorted(rows, key=lambda row: len(row.input_ids))  # less padding in each part
+        total = torch.zeros((), device=self.adapter.device)
+        for start in range(0, len(ordered), self._micro_batch):
+            loss = summed_loss(self.adapter, ordered[start : start + self._micro_batch])
+            if loss.requires_grad:
+                self._scaler.scale(loss / tokens).backward()
+            total += loss.detach()
+        return total
+
+
+def _optimizer(
+    training: TrainingConfig, parameters: list[torch.nn.Parameter]
+) -> torch.optim.Optimizer:
+    rate, decay = training.learning_rate, training.weight_decay
+    match training.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+        case "adamw_8bit":
+            return AdamW8bit(parameters, lr=rate, weight_decay=decay)
+        case "paged_adamw_8bit":  # paged on GPUs only; elsewhere it is the one above
+            return PagedAdamW8bit(parameters, lr=rate, weight_decay=decay)
