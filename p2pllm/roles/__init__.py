@@ -1,0 +1,1 @@
+"""The three roles. The only place where learning meets networking."""

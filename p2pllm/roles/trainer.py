@@ -1,0 +1,282 @@
+"""The trainer: trains on its own rows and averages with the others, until the run is over."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from p2pllm.data.corpus import load_corpus, load_private
+from p2pllm.data.sharding import shard_of
+from p2pllm.data.tokens import Row
+from p2pllm.digest import digest_of
+from p2pllm.errors import P2PLLMError
+from p2pllm.events import (
+    CaughtUp,
+    CheckpointSaved,
+    EvaluationSeen,
+    Finished,
+    RoundCommitted,
+    RoundMissed,
+    ShardClaimed,
+    StepDone,
+    Trouble,
+)
+from p2pllm.model.adapter import Adapter, Values, attach_adapter
+from p2pllm.roles.entry import (
+    Seat,
+    linger,
+    load_base_model,
+    working,
+)
+from p2pllm.swarm.node import Averaged, Contribution, Missed
+from p2pllm.swarm.rounds import (
+    Anchor,
+    Average,
+    CatchUp,
+    Finish,
+    Standing,
+    Start,
+    SwarmView,
+    Train,
+    free_shard,
+    keeps_shard,
+    next_action,
+)
+from p2pllm.training.checkpoint import Checkpoints
+from p2pllm.training.learner import Learner, Work
+from p2pllm.training.outer import OuterOptimizer
+from p2pllm.training.source import ShardSource
+
+_PAUSE = 1.0  # seconds before another attempt after one that failed
+_LINGER = 120.0  # seconds for which a finished trainer stays for those that still need it
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Local work that has not been averaged: delta (size,) and the samples behind it."""
+
+    delta: Values
+    samples: float
+
+    def joined_with(self, other: "Offer", discount: float) -> "Offer":
+        """The mean of both, weighted by samples, those of `other` discounted."""
+        samples = self.samples + discount * other.samples
+        share = np.float32(self.samples / samples)
+        return Offer(share * self.delta + (1 - share) * other.delta, samples)
+
+
+class Rows:
+    """What this trainer trains on: one claimed shard of the run's rows, or private files."""
+
+    def __init__(self, rows: list[Row], shards: int, seed: int, own: bool) -> None:
+        self._rows, self._shards, self._seed, self._own = rows, shards, seed, own
+        self.shard: int | None = None
+        self._used: set[int] = set()  # shards gone through in the present pass over the data
+        everything = range(len(rows))
+        self.source = ShardSource(rows, everything if own else self._part(0), seed)
+
+    def claim(self, view: SwarmView) -> int | None:
+        """Hold a shard that nobody else works on; its number, when it is not the one before."""
+        if self._own:
+            return None
+        if self.shard is not None and self.source.passes:
+            self._used.add(self.shard)
+        elif self.shard is not None and keeps_shard(self.shard, view):
+            return None
+        if len(self._used) == self._shards:
+            self._used.clear()
+        before, self.shard = self.shard, free_shard(view, self._shards, self._used)
+        self.source.switch(self._part(self.shard))
+        return self.shard if self.shard != before else None
+
+    def _part(self, shard: int) -> list[int]:
+        return shard_of(len(self._rows), self._shards, shard, self._seed)
+
+
+class Trainer:
+    """One trainer in one run. `run` is the whole life of it."""
+
+    def __init__(self, seat: Seat, learner: Learner, adapter: Adapter, rows: Rows) -> None:
+        self._seat, self._swarm, self._run = seat, seat.swarm, seat.manifest.run
+        self._learner, self._adapter, self._rows = learner, adapter, rows
+        self._events = seat.events
+        self._anchor: Anchor | None = None
+        self._outer = OuterOptimizer(self._run.averaging, learner.size)
+        self._state: Values = self._outer.start(learner.values())
+        self._work: Work | None = None
+        self._carried: Offer | None = None  # work of a round that was missed
+        self._samples = 0
+        self._waiting_since = 0.0
+        self._last_result = -1
+
+    def run(self) -> None:
+        """Returns when the run is over, or when the peer was asked to stop."""
+        while not self._seat.stop.is_set():
+            view = self._swarm.view()
+            self._notice_results(view)
+            standing = Standing(self._anchor, self._work is not None)
+            match next_action(standing, view, self._run.rounds):
+                case Start():
+                    self._hold(0, self._outer.start(self._adapter.initial_values(self._run.seed)))
+                case CatchUp() as action:
+                    self._catch_up(action, view)
+                case Train():
+                    self._train(view)
+                case Average():
+                    self._average(view)
+                case Finish():
+                    self._finish()
+                    return
+
+    # ---- the actions
+
+    def _train(self, view: SwarmView) -> None:
+        assert self._anchor is not None
+        if (shard := self._rows.claim(view)) is not None:
+            shards, rows = self._run.data.shards, self._rows.source.rows
+            self._events.emit(ShardClaimed(shard=shard, shards=shards, rows=rows))
+        self._swarm.announce(state="training", shard=self._rows.shard)
+        work = self._learner.train(self._anchor.round, self._on_step, self._seat.stop.is_set)
+        if self._seat.stop.is_set() or not work.samples:
+            return
+        self._work = work
+        self._samples += work.samples
+        self._waiting_since = time.monotonic()
+        self._swarm.announce(
+            state="ready", samples=self._samples, speed=work.samples / max(work.seconds, 1e-6)
+        )
+
+    def _average(self, view: SwarmView) -> None:
+        assert self._anchor is not None
+        assert self._work is not None
+        offer = self._offer()
+        outcome = self._swarm.average(Contribution(self._anchor, offer.delta, offer.samples))
+        match outcome:
+            case Averaged():
+                self._commit(outcome)
+            case Missed():
+                self._events.emit(
+                    RoundMissed(
+                        round=self._anchor.round,
+                        reason=outcome.reason,
+                        culprits=[view.name(peer) for peer in outcome.culprits],
+                    )
+                )
+                self._seat.stop.wait(_PAUSE)
+
+    def _commit(self, outcome: Averaged) -> None:
+        assert self._anchor is not None
+        assert self._work is not None
+        work, round, view = self._work, self._anchor.round, self._swarm.view()
+        self._hold(round + 1, self._outer.step(self._state, outcome.delta))
+        self._carried = None
+        waited = time.monotonic() - self._waiting_since - outcome.seconds_reducing
+        self._events.emit(
+            RoundCommitted(
+                round=round,
+                digest=self._anchor.digest,
+                peers=[self._name(view, peer) for peer in outcome.group.peers],
+                samples=work.samples,
+                loss=work.loss,
+                tokens_per_second=work.tokens / max(work.seconds, 1e-6),
+                seconds_training=work.seconds,
+                seconds_waiting=max(waited, 0.0),
+                seconds_averaging=outcome.seconds_reducing,
+                bytes_sent=outcome.bytes_sent,
+                bytes_received=outcome.bytes_received,
+                left_out={self._name(view, p): why for p, why in outcome.group.left_out.items()},
+            )
+        )
+
+    def _catch_up(self, action: CatchUp, view: SwarmView) -> None:
+        began = time.monotonic()
+        outcome = self._swarm.catch_up(action, self._outer.state_size)
+        match outcome:
+            case Missed():
+                what = f"catching up to round {action.anchor.round} failed: {outcome.reason}"
+                self._events.emit(Trouble(what=what))
+                self._seat.stop.wait(_PAUSE)
+            case (state, donor):
+                if self._work is not None:
+                    self._carried = self._offer()
+                self._hold(action.anchor.round, state)
+                self._events.emit(
+                    CaughtUp(
+                        round=action.anchor.round,
+                        digest=action.anchor.digest,
+                        donor=view.name(donor),
+                        seconds=time.monotonic() - began,
+                    )
+                )
+
+    def _finish(self) -> None:
+        assert self._anchor is not None
+        final = self._anchor
+        path = None
+        try:
+            facts = {"run": self._seat.manifest.run_id, "samples": self._samples}
+            facts["fingerprint"] = self._seat.manifest.fingerprint
+            checkpoints = Checkpoints(self._seat.folder, keep=1)
+            path = checkpoints.save_final(final.round, self._adapter, self._state, facts)
+            self._events.emit(CheckpointSaved(round=final.round, path=str(path)))
+        except P2PLLMError as problem:
+            self._events.emit(Trouble(what=problem.letter))
+        self._swarm.announce(state="finished")
+        linger(self._seat, lambda view: not _still_needs(final, view), _LINGER)
+        self._notice_results(self._swarm.view())
+        self._events.emit(
+            Finished(round=final.round, digest=final.digest, path=str(path) if path else None)
+        )
+
+    # ---- their parts
+
+    def _hold(self, round: int, state: Values) -> None:
+        """Go on from this adapter, and let others have it."""
+        self._anchor, self._state = Anchor(round, digest_of(state)), state
+        self._work = None
+        self._learner.adopt(self._outer.values(state))
+        self._swarm.hold(self._anchor, state, self._learner.size)
+
+    def _offer(self) -> Offer:
+        assert self._work is not None
+        delta = self._learner.values() - self._outer.values(self._state)
+        fresh = Offer(delta, float(self._work.samples))
+        if self._carried is None:
+            return fresh
+        return fresh.joined_with(self._carried, self._run.averaging.carry)
+
+    def _on_step(self, step: StepDone) -> None:
+        self._events.emit(step)
+
+    def _notice_results(self, view: SwarmView) -> None:
+        for result in view.results:
+            if result.round > self._last_result:
+                self._last_result = result.round
+                self._events.emit(EvaluationSeen(round=result.round, loss=result.loss))
+
+    def _name(self, view: SwarmView, peer: str) -> str:
+        return self._seat.name if peer == self._swarm.me else view.name(peer)
+
+
+def prepare(seat: Seat) -> Trainer:
+    """Load everything that this trainer needs."""
+    run, config = seat.manifest.run, seat.config
+    base = load_base_model(seat)
+    working(seat, "reading the rows")
+    if config.data:
+        rows = Rows(load_private(config.data, run.data, base.tokenizer), 1, run.seed, own=True)
+    else:
+        corpus = load_corpus(run.data, base.tokenizer, run.seed)
+        rows = Rows(corpus.train, run.data.shards, run.seed, own=False)
+    adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
+    learner = Learner(adapter, rows.source, run.training, run.rounds, config.micro_batch)
+    return Trainer(seat, learner, adapter, rows)
+
+
+def _still_needs(final: Anchor, view: SwarmView) -> bool:
+    """Whether a live peer does not yet hold the final adapter."""
+    return any(
+        Anchor(p.round, p.digest) != final
+        for p in view.peers
+        if p.role != "bootstrap" and p.state not in ("leaving", "joining")
+    )

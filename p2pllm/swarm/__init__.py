@@ -1,0 +1,1 @@
+"""Peers, rounds and the all-reduce: no tensors library, no models."""

@@ -1,0 +1,331 @@
+"""One attempt at a round's all-reduce: a butterfly in which every dialable member reduces one part.
+
+For each ordered pair (sender, reducer) there is one stream. The sender streams its slice of the
+delta in chunks; the reducer adds each chunk as it comes, and as soon as a chunk has come from
+everybody its average goes back, the same bytes to all. A part counts only when the reducer closes
+it with OK, which it does after every contribution has passed the guards of `reducer.py`.
+
+Whatever goes wrong, anywhere, aborts the attempt and names a culprit. The caller either gets the
+complete average or none of it. Reference: butterfly (recursive) reduce-scatter and all-gather,
+Thakur et al. 2005, "Optimization of Collective Communication Operations in MPICH".
+"""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from p2pllm.swarm.codec import Floats, chunks, decode, encode, encoded_size
+from p2pllm.swarm.group import Group
+from p2pllm.swarm.network import (
+    NetworkError,
+    PeerId,
+    Stream,
+    Streams,
+    Timeouts,
+    dial,
+    receive,
+    receive_message,
+    send,
+    send_message,
+)
+from p2pllm.swarm.reducer import AttemptFailed, Reducer, decoded
+
+REDUCE = "p2pllm/reduce"  # the stream protocol's name
+_CHUNK, _OK, _ABORT = b"c", b"k", b"a"  # first byte of what a reducer sends
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """The complete average."""
+
+    delta: Floats  # (size,)
+    rounding: Floats | None  # (size,): what compression lost, for the next round; int8 only
+    bytes_sent: int
+    bytes_received: int
+
+
+class AllReduce:
+    """This peer's side of one attempt."""
+
+    def __init__(
+        self,
+        group: Group,
+        network: Streams,
+        delta: Floats,
+        rounding: Floats | None,
+        timeouts: Timeouts,
+    ) -> None:
+        """rounding: what compression lost of earlier rounds; it is offered again."""
+        self.group = group
+        self._network, self._timeouts = network, timeouts
+        self._me = network.me
+        self._delta = delta
+        self._rounding = None
+        if group.compression == "int8":
+            self._rounding = np.zeros_like(delta) if rounding is None else rounding.copy()
+        self._average = np.zeros_like(delta)
+        self._reducer = Reducer(group, self._me, delta, self._rounding)
+        self._others = [m for m in group.members if m.peer != self._me]
+        loop = asyncio.get_running_loop()
+        self._reduced: list[asyncio.Future[bytes]] = [
+            loop.create_future() for _ in self._reducer.pieces
+        ]
+        self._verdict: asyncio.Future[None] = loop.create_future()
+        self._arrived: dict[PeerId, asyncio.Event] = {m.peer: asyncio.Event() for m in self._others}
+        self._served: set[asyncio.Task[None]] = set()
+        self._sent = self._received = 0
+
+    # ---- the whole attempt
+
+    async def run(self) -> Reduced:
+        """Raises AttemptFailed. Returns, or raises, within the deadlines whatever others do."""
+        self._contribute_own()
+        try:
+            async with asyncio.timeout(self._longest()):
+                await self._do_all()
+        except TimeoutError:
+            failure = AttemptFailed(self._slowest(), "the round took too long")
+            self._abort(failure)
+            raise failure from None
+        except AttemptFailed as failure:
+            self._abort(failure)
+            raise
+        except asyncio.CancelledError:
+            self._abort(AttemptFailed(self._me, "it is leaving"))
+            raise
+        self._average[self.group.part_of(self._me)] = self._reducer.average
+        return Reduced(self._average, self._rounding, self._sent, self._received)
+
+    async def _do_all(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for member, part in zip(self.group.members, self.group.parts, strict=True):
+                    if member.peer == self._me:
+                        continue
+                    if self._reducer.pieces:
+                        tasks.create_task(self._await_arrival(member.peer))
+                    if part:
+                        tasks.create_task(self._exchange(member.peer))
+                tasks.create_task(self._own_part_is_done())
+        except ExceptionGroup as problems:
+            failures, bugs = problems.split(AttemptFailed)
+            if failures is None or bugs is not None:
+                raise
+            raise _first(failures) from None
+
+    async def drain(self) -> None:
+        """Wait until the other members have had their part, or their deadline has passed."""
+        if self._served:
+            await asyncio.wait(self._served, timeout=self._timeouts.silence)
+
+    def _longest(self) -> float:
+        """An upper bound in seconds: a line of 50 kB/s for everything that we send and receive."""
+        size = encoded_size(self._delta.size, self.group.compression)
+        return 3 * self._timeouts.silence + 2 * size * len(self.group.members) / 50_000
+
+    # ---- as a sender
+
+    async def _exchange(self, reducer: PeerId) -> None:
+        """Send our slice to one reducer, and take the average of it back."""
+        part = self.group.part_of(reducer)
+        try:
+            stream = await dial(self._network, reducer, REDUCE, self._timeouts.dial)
+        except NetworkError as problem:
+            raise AttemptFailed(reducer, f"dial failed: {problem}") from problem
+        try:
+            await send_message(stream, group=self.group.id)
+            sending = asyncio.ensure_future(self._send_slice(stream, part))
+            try:
+                await self._receive_average(stream, part)
+                await sending
+            finally:
+                sending.cancel()
+            with contextlib.suppress(NetworkError):  # tells the reducer that it may hang up
+                await send(stream, b"thanks", self._timeouts.silence)
+        except NetworkError as problem:
+            raise AttemptFailed(reducer, f"lost while averaging: {problem}") from problem
+        finally:
+            self._count(stream)
+            stream.close()
+
+    async def _send_slice(self, stream: Stream, part: slice) -> None:
+        for piece in chunks(part.stop - part.start):
+            frame = self._encoded(slice(part.start + piece.start, part.start + piece.stop))
+            await send(stream, frame, 2 * self._timeouts.silence)
+
+    def _encoded(self, piece: slice) -> bytes:
+        """One chunk for the wire. What rounding takes from it is added in the next round."""
+        if self._rounding is None:
+            return encode(self._delta[piece], self.group.compression)
+        values = self._delta[piece] + self._rounding[piece]
+        frame = encode(values, self.group.compression)
+        self._rounding[piece] = values - decode(frame, self.group.compression)
+        return frame
+
+    async def _receive_average(self, stream: Stream, part: slice) -> None:
+        values = self._average[part]
+        for piece in chunks(values.size):
+            size = values[piece].size
+            payload = await self._reply(stream, encoded_size(size, self.group.compression))
+            if payload is None:
+                raise AttemptFailed(stream.peer, "closed its part early")
+            values[piece] = decoded(payload, size, stream.peer, self.group)
+        if await self._reply(stream, 0) is not None:
+            raise AttemptFailed(stream.peer, "sent more than its part")
+        if not math.isfinite(float(np.dot(values, values))):
+            raise AttemptFailed(stream.peer, "its average is not finite")
+
+    async def _reply(self, stream: Stream, size: int) -> bytes | None:
+        """An encoded chunk; None for OK. Raises AttemptFailed when the reducer aborts."""
+        # Twice the usual silence: the reducer notices a dead sender first, and tells us.
+        frame = await receive(stream, max(size, 1024) + 1, 2 * self._timeouts.silence)
+        match frame[:1]:
+            case b"c":
+                return frame[1:]
+            case b"k":
+                return None
+            case b"a":
+                culprit, _, reason = frame[1:].decode(errors="replace").partition(" ")
+                known = culprit in self.group.peers
+                raise AttemptFailed(culprit if known else stream.peer, reason[:200])
+        raise AttemptFailed(stream.peer, "does not speak the protocol")
+
+    # ---- as a reducer
+
+    async def serve(self, stream: Stream) -> None:
+        """Handle the stream of one member: take its slice, give back the average."""
+        if stream.peer not in self._arrived or self._arrived[stream.peer].is_set():
+            return  # not of this group, or a second time
+        self._arrived[stream.peer].set()
+        task = asyncio.current_task()
+        assert task is not None
+        self._served.add(task)
+        task.add_done_callback(self._served.discard)
+        taking = asyncio.ensure_future(self._take_contribution(stream))
+        try:
+            await self._give_average(stream)
+        except AttemptFailed as failure:
+            with contextlib.suppress(NetworkError):
+                message = f"{failure.culprit} {failure.reason}".encode()
+                await send(stream, _ABORT + message[:1000], self._timeouts.silence)
+        finally:
+            taking.cancel()
+            self._count(stream)
+
+    async def _give_average(self, stream: Stream) -> None:
+        for reduced in self._reduced:
+            frame = await asyncio.shield(reduced)
+            await send(stream, _CHUNK + frame, 2 * self._timeouts.silence)
+        await asyncio.shield(self._verdict)
+        await send(stream, _OK, self._timeouts.silence)
+        # Hanging up at once could drop what is still under way; wait until it has been read.
+        await receive(stream, 64, self._timeouts.silence)
+
+    async def _take_contribution(self, stream: Stream) -> None:
+        """Any failure here aborts the attempt: a contribution counts in all parts or in none."""
+        reducer = self._reducer
+        try:
+            for at, piece in enumerate(reducer.pieces):
+                limit = encoded_size(piece.stop - piece.start, self.group.compression)
+                frame = await receive(stream, limit, self._timeouts.silence)
+                self._give_to_all(at, reducer.add(at, stream.peer, frame))
+            reducer.close(stream.peer)
+        except AttemptFailed as failure:
+            self._abort(failure)
+        except NetworkError as problem:
+            self._abort(AttemptFailed(stream.peer, f"died while sending: {problem}"))
+        else:
+            self._pass_verdict()
+
+    def _contribute_own(self) -> None:
+        for at in range(len(self._reducer.pieces)):
+            self._give_to_all(at, self._reducer.add_own(at))
+        if self._reducer.pieces:
+            self._reducer.close(self._me)
+        self._pass_verdict()
+
+    def _give_to_all(self, at: int, average: bytes | None) -> None:
+        if average is not None and not self._reduced[at].done():
+            self._reduced[at].set_result(average)
+
+    def _pass_verdict(self) -> None:
+        if not self._reducer.waits_for and not self._verdict.done():
+            self._verdict.set_result(None)
+
+    async def _await_arrival(self, peer: PeerId) -> None:
+        try:
+            async with asyncio.timeout(self._timeouts.dial + self._timeouts.silence):
+                await self._arrived[peer].wait()
+        except TimeoutError:
+            raise AttemptFailed(peer, "joined the group and then said nothing") from None
+
+    async def _own_part_is_done(self) -> None:
+        await asyncio.shield(self._verdict)
+
+    # ---- both
+
+    def _abort(self, failure: AttemptFailed) -> None:
+        waiting: list[asyncio.Future[Any]] = [*self._reduced, self._verdict]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(failure)
+                future.exception()  # it may have no reader left: that is fine
+
+    def _slowest(self) -> PeerId:
+        late = list(self._reducer.waits_for) or [m.peer for m in self._others]
+        return min(late)
+
+    def _count(self, stream: Stream) -> None:
+        self._sent += stream.bytes_sent
+        self._received += stream.bytes_received
+
+
+class Desk:
+    """Where streams of the all-reduce arrive, and wait for their group when they are early."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._attempts: dict[str, asyncio.Future[AllReduce]] = {}
+
+    async def serve(self, stream: Stream) -> None:
+        message = await receive_message(stream, self._timeouts.silence)
+        group = str(message.get("group"))[:64]
+        if group not in self._attempts and len(self._attempts) > 64:
+            raise NetworkError("too many groups are being waited for")
+        try:
+            async with asyncio.timeout(self._timeouts.silence):
+                attempt = await asyncio.shield(self._expect(group))
+        except TimeoutError:
+            self._attempts.pop(group, None)
+            raise NetworkError(f"{stream.peer} came for a group that we are not in") from None
+        await attempt.serve(stream)
+
+    async def run(self, attempt: AllReduce) -> Reduced:
+        """Raises AttemptFailed."""
+        self._expect(attempt.group.id).set_result(attempt)
+        return await attempt.run()
+
+    def forget(self, attempt: AllReduce) -> Coroutine[Any, Any, None]:
+        """To be run in the background: the other members may still be reading from us."""
+
+        async def later() -> None:
+            await attempt.drain()
+            self._attempts.pop(attempt.group.id, None)
+
+        return later()
+
+    def _expect(self, group: str) -> "asyncio.Future[AllReduce]":
+        if group not in self._attempts:
+            self._attempts[group] = asyncio.get_running_loop().create_future()
+        return self._attempts[group]
+
+
+def _first(failures: ExceptionGroup[AttemptFailed]) -> AttemptFailed:
+    """The failure that says most: one that a reducer reported rather than a lost stream."""
+    found = [f for f in failures.exceptions if isinstance(f, AttemptFailed)]
+    return min(found, key=lambda f: f.reason.startswith(("dial failed", "lost while")))

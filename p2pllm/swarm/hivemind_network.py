@@ -1,0 +1,353 @@
+"""The network over hivemind: its libp2p daemon for streams, its DHT for records.
+
+This is the only module that imports hivemind. The DHT node runs in our own event loop rather than
+in hivemind's forked process, so that there is one child process to watch (the daemon, p2pd), no
+shared memory, and every wait is ours to bound.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+os.environ.setdefault("HIVEMIND_LOGLEVEL", "CRITICAL")  # its errors reach users as our letters
+
+from hivemind.dht.node import DHTNode
+from hivemind.dht.routing import DHTID
+from hivemind.dht.validation import DHTRecord, RecordValidatorBase
+from hivemind.p2p import P2P, PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, P2PHandlerError
+from hivemind.utils import MSGPackSerializer, get_dht_time
+from hivemind.utils.multiaddr import Multiaddr
+
+from p2pllm.config.peer import NetworkConfig
+from p2pllm.errors import AddressInUse, AddressInvalid, NetworkDown, NoPeersReached
+from p2pllm.swarm.identity import Identity
+from p2pllm.swarm.network import Handler, NetworkError, PeerId, Stream, Timeouts
+from p2pllm.swarm.records import is_acceptable
+
+logger = logging.getLogger(__name__)
+_FAILURES = (OSError, EOFError, P2PDaemonError, P2PHandlerError, asyncio.IncompleteReadError)
+_HEADER = 4  # bytes of a frame's length
+
+# Run in the daemon's place just before it: p2pd would outlive a killed parent, and a Ctrl+C meant
+# for us would take it away before we have said good-bye to the swarm.
+_TETHER = (
+    "import ctypes, os, signal, sys\n"
+    "os.setsid()\n"
+    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+class _Daemon(P2P):  # type: ignore[misc]
+    """p2pd, tied to this process's life, with its sockets in a folder that we remove."""
+
+    folder: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> type["_Daemon"]:
+        return type("_Daemon", (cls,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/", "folder": folder})
+
+    @staticmethod
+    def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
+        if "trustedRelays" in kwargs:  # use them at once; a search for others takes minutes
+            kwargs["relayDiscovery"] = False
+        command = P2P._make_process_args(*args, **kwargs)
+        return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]
+
+
+class _SignedRecords(RecordValidatorBase):  # type: ignore[misc]
+    """Lets a DHT node store and hand on only what `records.is_acceptable` accepts."""
+
+    def validate(self, record: DHTRecord) -> bool:
+        try:
+            subkey = MSGPackSerializer.loads(record.subkey)
+            key, data = msgpack.unpackb(MSGPackSerializer.loads(record.value))
+            if DHTID.generate(source=key).to_bytes() != record.key:
+                return False
+            return is_acceptable(key, subkey, data, record.expiration_time)
+        except Exception:  # hostile bytes fail in every way there is, inside the parsers
+            logger.debug("refused a malformed record", exc_info=True)
+            return False
+
+    def merge_with(self, other: RecordValidatorBase) -> bool:
+        return isinstance(other, _SignedRecords)
+
+
+class _DaemonStream:
+    """Length-prefixed frames on one libp2p stream."""
+
+    def __init__(
+        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.peer = peer
+        self.bytes_sent = self.bytes_received = 0
+        self._reader, self._writer = reader, writer
+
+    async def send(self, frame: bytes | memoryview) -> None:
+        try:
+            self._writer.write(len(frame).to_bytes(_HEADER, "big"))
+            self._writer.write(frame)
+            await self._writer.drain()
+        except _FAILURES as problem:
+            raise NetworkError(f"{self.peer} hung up") from problem
+        self.bytes_sent += _HEADER + len(frame)
+
+    async def receive(self, limit: int) -> bytes:
+        try:
+            size = int.from_bytes(await self._reader.readexactly(_HEADER), "big")
+            if size > limit:
+                raise NetworkError(f"{self.peer} sent {size} bytes where {limit} are allowed")
+            frame = await self._reader.readexactly(size)
+        except _FAILURES as problem:
+            raise NetworkError(f"{self.peer} hung up") from problem
+        self.bytes_received += _HEADER + size
+        return frame
+
+    def close(self) -> None:
+        with contextlib.suppress(*_FAILURES, RuntimeError):
+            self._writer.close()
+
+
+class HivemindNetwork:
+    """One peer's daemon and DHT node. Make it with `start`; all methods run in its event loop."""
+
+    def __init__(self, identity: Identity, config: NetworkConfig, timeouts: Timeouts) -> None:
+        self._identity, self._config, self._timeouts = identity, config, timeouts
+        self._handlers: dict[str, Handler] = {}
+        self._known: set[str] = set(config.initial_peers)  # multiaddrs seen alive
+        self._daemon: _Daemon
+        self._node: DHTNode
+        self._folder = _make_folder()
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    @property
+    def me(self) -> PeerId:
+        return self._identity.peer_id
+
+    def now(self) -> float:
+        return float(get_dht_time())
+
+    @classmethod
+    async def start(
+        cls, identity: Identity, config: NetworkConfig, timeouts: Timeouts
+    ) -> "HivemindNetwork":
+        """Start the daemon and reach the swarm.
+
+        Raises AddressInvalid, AddressInUse, NoPeersReached and NetworkDown.
+        """
+        _check_addresses(config)
+        self = cls(identity, config, timeouts)
+        try:
+            await self._start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def _start(self) -> None:
+        host = await self._fixed_ports()
+        peers = sorted(self._known)
+        try:
+            async with asyncio.timeout(self._timeouts.start):
+                self._daemon = await _Daemon.in_folder(self._folder).create(
+                    initial_peers=peers or None,
+                    host_maddrs=None if self._config.client_only else host,
+                    announce_maddrs=list(self._config.announce_maddrs) or None,
+                    no_listen=self._config.client_only,
+                    identity_path=str(self._identity.path) if self._identity.path else None,
+                    check_if_identity_free=False,
+                    dht_mode="client" if self._config.client_only else "server",
+                    use_relay=self._config.relay,
+                    use_auto_relay=self._config.relay and bool(peers),
+                    trusted_relays=peers if self._config.relay and peers else None,
+                    nat_port_map=False,
+                    idle_timeout=0,
+                )
+                self._node = await DHTNode.create(
+                    p2p=self._daemon,
+                    initial_peers=peers or None,
+                    client_mode=self._config.client_only,
+                    record_validator=_SignedRecords(),
+                    wait_timeout=self._timeouts.record / 2,
+                    cache_locally=False,
+                    cache_on_store=False,
+                    cache_nearest=0,
+                    ensure_bootstrap_success=False,
+                )
+        except (TimeoutError, P2PDaemonError, OSError) as problem:
+            raise self._start_failure(problem) from problem
+        if peers and not await self.is_connected():
+            raise NoPeersReached(peers="\n".join(peers))
+        for protocol, handler in self._handlers.items():
+            await self._add(protocol, handler)
+
+    def _start_failure(self, problem: Exception) -> Exception:
+        text = str(problem)
+        if "address already in use" in text or "failed to listen" in text:
+            return AddressInUse(addresses=", ".join(self._config.host_maddrs))
+        if self._config.initial_peers and "Daemon failed" in text:
+            return NoPeersReached(peers="\n".join(self._config.initial_peers))
+        return NetworkDown(reason=text or type(problem).__name__)
+
+    async def _fixed_ports(self) -> list[str]:
+        """The listening addresses; a port that is taken is found out here, as p2pd only logs it."""
+        for address in self._config.host_maddrs:
+            parts = Multiaddr(address)
+            if "ip4" in parts and "tcp" in parts and parts["tcp"] != "0":
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    try:
+                        probe.bind((parts["ip4"], int(parts["tcp"])))
+                    except OSError as problem:
+                        raise AddressInUse(addresses=address) from problem
+        return list(self._config.host_maddrs)
+
+    # ---- streams
+
+    async def open(self, peer: PeerId, protocol: str) -> Stream:
+        try:
+            _, reader, writer = await self._daemon.call_binary_stream_handler(
+                PeerID.from_base58(peer), protocol
+            )
+        except (*_FAILURES, ValueError) as problem:
+            raise NetworkError(f"{peer} cannot be reached: {problem}") from problem
+        return _DaemonStream(peer, reader, writer)
+
+    async def serve(self, protocol: str, handler: Handler) -> None:
+        self._handlers[protocol] = handler
+        if not self._config.client_only:
+            await self._add(protocol, handler)
+
+    async def _add(self, protocol: str, handler: Handler) -> None:
+        async def on_stream(
+            info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        ) -> None:
+            stream = _DaemonStream(info.peer_id.to_base58(), reader, writer)
+            try:
+                await handler(stream)
+            except NetworkError as problem:
+                logger.debug("%s: %s", protocol, problem)
+            finally:
+                stream.close()
+
+        await self._daemon.add_binary_stream_handler(protocol, on_stream)
+
+    # ---- records
+
+    async def put(self, key: str, subkey: str, value: bytes, expires: float) -> bool:
+        try:
+            async with asyncio.timeout(self._timeouts.record):
+                return bool(
+                    await self._node.store(key, msgpack.packb([key, value]), expires, subkey=subkey)
+                )
+        except (TimeoutError, *_FAILURES) as problem:
+            logger.debug("storing %s failed: %s", key, problem)
+            return False
+
+    async def get(self, key: str) -> dict[str, bytes]:
+        try:
+            async with asyncio.timeout(self._timeouts.record):
+                found = await self._node.get(key, latest=True)
+        except (TimeoutError, *_FAILURES) as problem:
+            logger.debug("reading %s failed: %s", key, problem)
+            return {}
+        if found is None or not isinstance(found.value, dict):
+            return {}
+        return {
+            subkey: msgpack.unpackb(item.value)[1]
+            for subkey, item in found.value.items()
+            if item.expiration_time > self.now()
+        }
+
+    # ---- staying connected
+
+    async def is_connected(self) -> bool:
+        """Whether the DHT knows anybody; remembers who is there for `reconnect`."""
+        if not self._node.protocol.routing_table.peer_id_to_uid:
+            return False
+        with contextlib.suppress(TimeoutError, *_FAILURES):
+            async with asyncio.timeout(self._timeouts.record):
+                for peer in await self._daemon.list_peers():
+                    self._known.update(f"{a}/p2p/{peer.peer_id.to_base58()}" for a in peer.addrs)
+        return True
+
+    async def is_alive(self) -> bool:
+        """Whether our own daemon answers. One that is stopped or stuck does not."""
+        child = self._daemon._child
+        if child is None or child.returncode is not None:
+            return False
+        return bool(await self.addresses())
+
+    async def reconnect(self) -> bool:
+        """Find the DHT again after its table ran empty: ping the peers we started from and those
+        seen since. A node that was cut off for half a minute never does so by itself."""
+        for address in list(self._known):
+            maddr = Multiaddr(address)
+            peer = PeerID.from_base58(maddr["p2p"])
+            with contextlib.suppress(*_FAILURES, TimeoutError):
+                async with asyncio.timeout(self._timeouts.dial):
+                    await self._daemon._client.connect(peer, [maddr.decapsulate("/p2p")])
+                    await self._node.protocol.call_ping(peer)
+        return await self.is_connected()
+
+    async def restart(self) -> None:
+        """Replace a daemon that died. The identity, the handlers and the addresses stay."""
+        await self._stop()
+        await self._start()
+
+    async def addresses(self) -> list[str]:
+        """Addresses under which others can dial this peer, each with its /p2p/ part."""
+        try:
+            async with asyncio.timeout(self._timeouts.record):
+                found = [str(a) for a in await self._daemon.get_visible_maddrs(latest=True)]
+        except (TimeoutError, ValueError, *_FAILURES):
+            return []
+        return sorted(set(found), key=lambda a: "/127.0.0.1/" in a)
+
+    async def close(self) -> None:
+        await self._stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._identity.release()
+
+    async def _stop(self) -> None:
+        # Each part has its own short limit: neither returns by itself when the daemon is gone.
+        for part in ("_node", "_daemon"):
+            with contextlib.suppress(AttributeError, TimeoutError, *_FAILURES):
+                async with asyncio.timeout(2):
+                    await getattr(self, part).shutdown()
+        with contextlib.suppress(AttributeError, ProcessLookupError):
+            if (child := self._daemon._child) is not None:
+                child.kill()  # a stopped daemon keeps its port, and does not hear SIGTERM
+
+
+def _check_addresses(config: NetworkConfig) -> None:
+    for address in (*config.initial_peers, *config.host_maddrs, *config.announce_maddrs):
+        try:
+            parts = Multiaddr(address)
+            str(parts)
+        except Exception as problem:  # the parser raises a different type for each kind of garbage
+            raise AddressInvalid(address=address, reason=problem) from problem
+        if address in config.initial_peers and "p2p" not in parts:
+            raise AddressInvalid(address=address, reason="it lacks the /p2p/<peer id> at its end")
+
+
+def _make_folder() -> Path:
+    """A private folder for the daemon's sockets. Those of killed processes are removed on the way:
+    their owners could not."""
+    temporary = Path(tempfile.gettempdir())
+    for folder in temporary.glob("p2pllm-*-*"):
+        pid = folder.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"p2pllm-{os.getpid()}-", dir=temporary))

@@ -1,0 +1,316 @@
+"""One peer's life in one run, in the network's event loop: records, rounds, catching up.
+
+`swarm.py` is what roles use of it. Nothing here knows models or tensors libraries, and nothing
+waits for a remote peer without a deadline.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from p2pllm.swarm.allreduce import REDUCE, AllReduce, Desk
+from p2pllm.swarm.codec import Floats
+from p2pllm.swarm.group import Group, Member
+from p2pllm.swarm.identity import Identity
+from p2pllm.swarm.lobby import HELLO, JOIN, Lobby, NoGroup
+from p2pllm.swarm.manifest import Manifest
+from p2pllm.swarm.network import (
+    Network,
+    NetworkError,
+    PeerId,
+    Scoped,
+    Stream,
+    Timeouts,
+    receive,
+    send_message,
+)
+from p2pllm.swarm.records import (
+    RUNS_KEY,
+    Designation,
+    Progress,
+    Results,
+    designation_key,
+    open_envelope,
+    progress_key,
+    read,
+    results_key,
+    seal,
+)
+from p2pllm.swarm.reducer import AttemptFailed
+from p2pllm.swarm.rounds import Anchor, CatchUp, SwarmView
+from p2pllm.swarm.transfer import ADAPTER, Shelf, fetch
+
+logger = logging.getLogger(__name__)
+_SHARED_LIFE = 120.0  # seconds: records that every peer renews (manifest, designation)
+_RESULTS_LIFE = 3600.0  # seconds: results outlive their aggregator
+_DESIGNATION_LIFE = 10 * 365 * 86400.0  # seconds: the owner's word holds as long as the run
+_MAX_PEERS = 1024  # records of one run that we look at
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """A local epoch's outcome: delta = local adapter - anchor, (size,) float32."""
+
+    anchor: Anchor
+    delta: Floats
+    samples: float
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """The round is complete: the average of all deltas, bit-identical for all members."""
+
+    delta: Floats
+    group: Group
+    seconds_forming: float
+    seconds_reducing: float
+    bytes_sent: int
+    bytes_received: int
+
+
+@dataclass(frozen=True)
+class Missed:
+    """This peer did not get the average; nothing of it was used. A value, not an exception."""
+
+    reason: str
+    culprits: tuple[PeerId, ...] = ()
+    left_out: tuple[tuple[PeerId, str], ...] = ()
+
+
+class Node:
+    """Make it with `enter`."""
+
+    def __init__(
+        self,
+        network: Network,
+        identity: Identity,
+        manifest: Manifest,
+        timeouts: Timeouts,
+    ) -> None:
+        self.manifest = manifest
+        self._network, self._identity = network, identity
+        self._streams = Scoped(network, manifest.run_id)
+        self._timeouts = timeouts
+        self._progress: Progress
+        self._designation: tuple[Designation, bytes] | None = None
+        self._results: Results = Results(results=[])
+        self._rounding: Floats | None = None  # what int8 lost in earlier rounds
+        self._view = SwarmView(network.me)
+        self._slow_read = -1e9  # monotonic time when designation and results were last read
+        self._lobby = Lobby(self._streams, manifest.run.averaging, self.view, timeouts)
+        self._desk = Desk(timeouts)
+        self._shelf = Shelf(timeouts)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.on_trouble: Callable[[str], None] = logger.warning
+
+    async def enter(self, progress: Progress) -> None:
+        """Begin to answer others, and to say that we are here."""
+        for protocol, handler in (
+            (HELLO, self._say_hello),
+            (JOIN, self._lobby.serve),
+            (REDUCE, self._desk.serve),
+            (ADAPTER, self._shelf.serve),
+        ):
+            await self._streams.serve(protocol, handler)
+        self._progress = progress
+        await self._announce()
+        await self._renew_shared()
+        self._in_background(self._keep_alive())
+
+    # ---- what this peer says
+
+    async def announce(self, **changes: Any) -> None:
+        """Change and publish our progress record."""
+        self._progress = self._progress.model_copy(update=changes)
+        await self._announce()
+
+    async def _announce(self) -> None:
+        sealed, expires = self._sealed_progress()
+        key = progress_key(self.manifest.run_id)
+        await self._network.put(key, self._network.me, sealed, expires)
+
+    def _sealed_progress(self) -> tuple[bytes, float]:
+        expires = self._network.now() + self._timeouts.record_life
+        record = self._progress.model_copy(update={"expires": expires})
+        key = progress_key(self.manifest.run_id)
+        return seal(self._identity, key, self._network.me, record, expires), expires
+
+    async def _say_hello(self, stream: Stream) -> None:
+        await send_message(stream, record=self._sealed_progress()[0])
+        await receive(stream, 64, self._timeouts.silence)  # until the other side hangs up
+
+    async def hold(self, anchor: Anchor, state: Floats, size: int) -> None:
+        """This is what we hold now, an adapter of `size` values and perhaps an optimizer's state
+        behind them: hand it to others, and say so."""
+        self._shelf.hold(anchor, state)
+        trains = self._progress.role == "trainer"
+        self._lobby.stand_at(anchor, size, trains)
+        await self.announce(round=anchor.round, digest=anchor.digest)
+
+    async def leave(self) -> None:
+        await self.announce(state="leaving")
+        for task in list(self._tasks):
+            task.cancel()
+
+    # ---- what it knows of the others
+
+    async def view(self) -> SwarmView:
+        """The live records, read anew. What cannot be read just now stays as it was."""
+        found = await self._network.get(progress_key(self.manifest.run_id))
+        key, now = progress_key(self.manifest.run_id), self._network.now()
+        peers = {p.peer: p for p in self._view.peers if p.expires > now}
+        for author, data in list(found.items())[:_MAX_PEERS]:
+            record = read(Progress, author, key, author, data)
+            if record is None or record.peer != author or author == self._network.me:
+                continue
+            if record.expires >= peers.get(author, record).expires:
+                peers[author] = record
+        await self._read_slow_records()
+        self._view = SwarmView(
+            self._network.me,
+            tuple(sorted(peers.values(), key=lambda p: p.peer)),
+            self._designation[0].aggregator if self._designation else None,
+            tuple(self._results.results),
+        )
+        return self._view
+
+    async def _read_slow_records(self) -> None:
+        if time.monotonic() - self._slow_read < self._timeouts.heartbeat:
+            return
+        self._slow_read = time.monotonic()
+        run_id, owner = self.manifest.run_id, self.manifest.owner
+        key = designation_key(run_id)
+        for author, data in (await self._network.get(key)).items():
+            word = read(Designation, owner, key, author, data)
+            known = self._designation[0].serial if self._designation else 0
+            if word is not None and word.run_id == run_id and word.serial >= known:
+                self._designation = (word, data)
+        if self._designation is not None:
+            aggregator, key = self._designation[0].aggregator, results_key(run_id)
+            data = (await self._network.get(key)).get(aggregator, b"")
+            self._results = read(Results, aggregator, key, aggregator, data) or self._results
+
+    # ---- the round
+
+    async def average(self, contribution: Contribution) -> Averaged | Missed:
+        """One attempt at the round. Bounded by the deadlines, whatever others do."""
+        started = time.monotonic()
+        mine = Member(
+            self._network.me,
+            float(contribution.samples),
+            self._norm_of(contribution.delta),
+            self._progress.dialable,
+        )
+        if not mine.is_sane:
+            return Missed("our own local epoch did not end in finite values")
+        group = await self._lobby.join(contribution.anchor, mine)
+        if isinstance(group, NoGroup):
+            return Missed(group.reason)
+        formed = time.monotonic()
+        attempt = AllReduce(
+            group, self._streams, contribution.delta, self._rounding, self._timeouts
+        )
+        try:
+            reduced = await self._desk.run(attempt)
+        except AttemptFailed as failure:
+            if failure.culprit != self._network.me:
+                self._lobby.blame(failure.culprit, failure.reason)
+            return Missed(failure.reason, (failure.culprit,), tuple(group.left_out.items()))
+        finally:
+            self._in_background(self._desk.forget(attempt))
+        self._rounding = reduced.rounding
+        return Averaged(
+            reduced.delta,
+            group,
+            seconds_forming=formed - started,
+            seconds_reducing=time.monotonic() - formed,
+            bytes_sent=reduced.bytes_sent,
+            bytes_received=reduced.bytes_received,
+        )
+
+    def _norm_of(self, delta: Floats) -> float:
+        """What may come from us at most: the delta, and what rounding left of earlier ones."""
+        norm = float(np.linalg.norm(delta))
+        if self._rounding is not None and self._rounding.size == delta.size:
+            norm += float(np.linalg.norm(self._rounding))
+        return norm
+
+    async def catch_up(self, action: CatchUp, size: int) -> tuple[Floats, PeerId] | Missed:
+        """The committed adapter, from the first donor that delivers it whole."""
+        reason = "nobody who holds this adapter can be dialled"
+        for donor in action.donors:
+            try:
+                return await fetch(self._streams, donor, action.anchor, size, self._timeouts), donor
+            except NetworkError as problem:
+                reason = str(problem)
+                logger.info("catching up from %s failed: %s", donor, problem)
+        return Missed(reason, action.donors)
+
+    # ---- the owner's and the aggregator's part
+
+    async def designate(self, aggregator: PeerId, serial: int) -> None:
+        """As the run's owner: name the aggregator rank."""
+        word = Designation(run_id=self.manifest.run_id, aggregator=aggregator, serial=serial)
+        until = self._network.now() + _DESIGNATION_LIFE
+        key = designation_key(self.manifest.run_id)
+        self._designation = (word, seal(self._identity, key, self._network.me, word, until))
+        await self._renew_shared()
+
+    async def publish(self, results: Results) -> None:
+        """As the aggregator: announce the evaluations so far."""
+        self._results = results
+        expires = self._network.now() + _RESULTS_LIFE
+        key = results_key(self.manifest.run_id)
+        sealed = seal(self._identity, key, self._network.me, results, expires)
+        await self._network.put(key, self._network.me, sealed, expires)
+
+    # ---- staying alive
+
+    async def _keep_alive(self) -> None:
+        shared_at = time.monotonic()
+        while True:
+            await asyncio.sleep(self._timeouts.announce)
+            try:
+                await self._mend_network()
+                await self._announce()
+                if time.monotonic() - shared_at > _SHARED_LIFE / 4:
+                    shared_at = time.monotonic()
+                    await self._renew_shared()
+                    if self._is_aggregator() and self._results.results:
+                        await self.publish(self._results)
+            except NetworkError as problem:
+                logger.info("renewing our records failed: %s", problem)
+
+    async def _mend_network(self) -> None:
+        if not await self._network.is_alive():
+            self.on_trouble("the libp2p daemon died or is stuck; starting it again")
+            await self._network.restart()
+        elif await self._network.is_connected() or not self._view.peers:
+            return
+        elif await self._network.reconnect():
+            self.on_trouble("lost the swarm for a while; found it again")
+
+    async def _renew_shared(self) -> None:
+        """Keep the manifest and the designation alive: any peer may serve them."""
+        until = self._network.now() + _SHARED_LIFE
+        await self._network.put(RUNS_KEY, self.manifest.run_id, self.manifest.pack(), until)
+        if self._designation is not None:
+            key, data = designation_key(self.manifest.run_id), self._designation[1]
+            opened = open_envelope(key, self.manifest.owner, data)
+            if opened is not None:
+                await self._network.put(key, self.manifest.owner, data, min(until, opened[2]))
+
+    def _is_aggregator(self) -> bool:
+        return self._designation is not None and (
+            self._designation[0].aggregator == self._network.me
+        )
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)  # a task without a strong reference may be collected while it runs
+        task.add_done_callback(self._tasks.discard)

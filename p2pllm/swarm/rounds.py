@@ -1,0 +1,215 @@
+"""What a peer should do next, decided from what it knows: no clock, no network, no tensors.
+
+The swarm has no counter and no leader of its own. Each peer says in a signed record which round it
+is in and which adapter it holds; everything here is derived from these records.
+"""
+
+import hashlib
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from p2pllm.config.run import Deadline
+from p2pllm.swarm.network import PeerId
+from p2pllm.swarm.records import Progress, Result
+
+
+@dataclass(frozen=True, order=True)
+class Anchor:
+    """The adapter that all peers hold when a round starts; `digest` is its sha256 (hex)."""
+
+    round: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class SwarmView:
+    """The live records of one run, this peer's own left out, and the aggregator's results."""
+
+    me: PeerId
+    peers: tuple[Progress, ...] = ()
+    aggregator: PeerId | None = None  # as the owner designated it
+    results: tuple[Result, ...] = ()
+
+    @property
+    def trainers(self) -> tuple[Progress, ...]:
+        """Trainers that take part; those that are leaving do not."""
+        return tuple(p for p in self.peers if p.role == "trainer" and p.state != "leaving")
+
+    def name(self, peer: PeerId) -> str:
+        """A peer's name for people; the end of its id when it is not known."""
+        return next((p.name for p in self.peers if p.peer == peer), f"…{peer[-6:]}")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where this peer is."""
+
+    anchor: Anchor | None  # none: it has not taken part yet
+    has_trained: bool = False  # there is local work on this anchor to average
+
+
+@dataclass(frozen=True)
+class Train:
+    """Do one local epoch on the anchor."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """Offer the local work to the all-reduce."""
+
+
+@dataclass(frozen=True)
+class CatchUp:
+    """Take this anchor from one of the donors."""
+
+    anchor: Anchor
+    donors: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Nobody has an adapter yet: begin with the run's initial one."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """All rounds are committed."""
+
+
+Action = Train | Average | CatchUp | Start | Finish
+
+
+def next_action(mine: Standing, view: SwarmView, rounds: int) -> Action:
+    """The next action of a trainer in a run of this many rounds.
+
+    Catching up comes before everything else, finishing included: otherwise a peer that missed the
+    last round would leave with a stale adapter.
+    """
+    agreed = agreed_anchor(mine.anchor, view)
+    if agreed is not None and agreed != mine.anchor:
+        return CatchUp(agreed, donors_of(agreed, view))
+    if mine.anchor is None:
+        return Start()
+    if mine.anchor.round >= rounds:
+        return Finish()
+    return Average() if mine.has_trained else Train()
+
+
+def agreed_anchor(mine: Anchor | None, view: SwarmView) -> Anchor | None:
+    """The adapter to go on from: the latest round, and in it the digest that most trainers hold.
+
+    One broken or lying trainer must not drag the others along: a round more than one ahead of the
+    median of the other trainers does not count, unless the designated aggregator holds it too.
+    Nobody ever goes back to an earlier round.
+    """
+    others = [Anchor(p.round, p.digest) for p in view.trainers if p.digest]
+    horizon = statistics.median_low([a.round for a in others]) + 1 if others else 0
+    kept = _kept_by_aggregator(view)
+    candidates = [a for a in others if a.round <= max(horizon, kept.round if kept else 0)]
+    candidates += [a for a in (mine, kept) if a is not None]
+    if not candidates:
+        return None
+    latest = max(a.round for a in candidates)
+    votes = Counter(a for a in candidates if a.round == latest)
+    # A tie is broken by the digests, which everybody compares alike.
+    return max(votes, key=lambda a: (votes[a], a.digest))
+
+
+def donors_of(anchor: Anchor, view: SwarmView) -> tuple[PeerId, ...]:
+    """Who can hand over this adapter, trainers first, in an order that differs from peer to peer
+    so that not everybody asks the same one."""
+    holders = [
+        p
+        for p in view.peers
+        if p.dialable and p.role != "bootstrap" and Anchor(p.round, p.digest) == anchor
+    ]
+    return tuple(
+        p.peer for p in sorted(holders, key=lambda p: (p.role != "trainer", _rank(p.peer, view.me)))
+    )
+
+
+def expected_in(anchor: Anchor, view: SwarmView) -> frozenset[PeerId]:
+    """The trainers whose work on this anchor is worth waiting for.
+
+    In round 0 those that are still loading count too, so that a run whose peers are started
+    together begins together.
+    """
+    return frozenset(
+        p.peer
+        for p in view.trainers
+        if (p.state in ("training", "ready") and Anchor(p.round, p.digest) == anchor)
+        or (p.state == "joining" and anchor.round == 0)
+    )
+
+
+def leader_of(
+    anchor: Anchor, view: SwarmView, suspects: Iterable[PeerId], dialable: bool
+) -> PeerId:
+    """Who gathers the group of this round: the same for everyone with the same view.
+
+    Never one of the suspects (peers that did not answer us). This peer itself is a candidate when
+    others can dial it, and the last resort in any case.
+    """
+    ready = {
+        p.peer
+        for p in view.trainers
+        if p.dialable and Anchor(p.round, p.digest) == anchor and p.state in ("training", "ready")
+    }
+    if dialable:
+        ready.add(view.me)
+    return min(ready - set(suspects), key=_rank, default=view.me)
+
+
+def precedes(one: PeerId, other: PeerId) -> bool:
+    """Whether `one` leads when both could."""
+    return _rank(one) < _rank(other)
+
+
+def learned_deadline(history: Sequence[float], rules: Deadline) -> float:
+    """How long to wait for missing peers after the first is ready, in seconds.
+
+    history: waits of past rounds, oldest first. Median + mads * MAD, within floor and ceiling.
+    """
+    if not history:
+        return rules.ceiling
+    recent = list(history)[-20:]
+    median = statistics.median(recent)
+    spread = statistics.median(abs(wait - median) for wait in recent)
+    return min(max(median + rules.mads * spread, rules.floor), rules.ceiling)
+
+
+def free_shard(view: SwarmView, shards: int, exclude: Iterable[int] = ()) -> int:
+    """The shard to claim: the first that no other trainer works on, in an order of this peer's own.
+
+    When every shard is taken, or in `exclude` (used up in this pass), one of the others is shared.
+    """
+    done = set(exclude)
+    taken = {p.shard for p in view.trainers if p.shard is not None}
+    order = sorted(range(shards), key=lambda shard: _rank(str(shard), view.me))
+    for candidates in (
+        [s for s in order if s not in taken and s not in done],
+        [s for s in order if s not in done],
+        order,
+    ):
+        if candidates:
+            return candidates[0]
+    raise AssertionError("a run has at least one shard")
+
+
+def keeps_shard(shard: int, view: SwarmView) -> bool:
+    """Whether this peer may keep a shard that another has claimed as well."""
+    rivals = [p.peer for p in view.trainers if p.shard == shard]
+    return all(precedes(view.me, rival) for rival in rivals)
+
+
+def _kept_by_aggregator(view: SwarmView) -> Anchor | None:
+    for p in view.peers:
+        if p.peer == view.aggregator and p.role == "aggregator" and p.digest:
+            return Anchor(p.round, p.digest)
+    return None
+
+
+def _rank(peer: str, salt: str = "") -> bytes:
+    return hashlib.sha256(f"{salt}\0{peer}".encode()).digest()

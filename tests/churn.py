@@ -1,0 +1,180 @@
+"""Scripted swarms in one process: the real trainer and the real protocol, over the in-memory
+network, with a learner that only counts.
+
+    Churn(rounds=4).crash("cat", at_round=2).play("ann", "bob", "cat")
+"""
+
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from p2pllm.config.peer import PeerConfig
+from p2pllm.config.run import (
+    AveragingConfig,
+    CheckpointConfig,
+    DataConfig,
+    Deadline,
+    ModelConfig,
+    RunConfig,
+)
+from p2pllm.events import Event, Events, Finished, StepDone
+from p2pllm.roles.entry import Seat, seated
+from p2pllm.roles.trainer import Rows, Trainer
+from p2pllm.swarm.identity import Identity
+from p2pllm.swarm.manifest import Manifest
+from p2pllm.swarm.memory_network import World
+from p2pllm.swarm.network import Timeouts
+from p2pllm.swarm.swarm import EventLoopThread, Swarm
+from p2pllm.training.learner import Work
+
+SIZE = 3000
+QUICK = Timeouts(
+    dial=0.3, silence=0.4, record=1.0, heartbeat=0.1, announce=0.1, record_life=1.0, start=2.0
+)
+
+
+class CountingLearner:
+    """Adds a constant of its own in each local epoch; stops where the script says."""
+
+    def __init__(self, step: float, script: "Script") -> None:
+        self.size = SIZE
+        self._values = np.zeros(SIZE, np.float32)
+        self._step, self._script = np.float32(step), script
+
+    def values(self) -> Any:
+        return self._values.copy()
+
+    def adopt(self, values: Any) -> None:
+        self._values = values.copy()
+
+    def train(self, round: int, on_step: Any, stop: Any) -> Work:
+        self._script.before_training(round)
+        if not stop():
+            self._values += self._step
+            on_step(
+                StepDone(
+                    round=round, step=1, steps=1, loss=1.0, learning_rate=1.0, tokens_per_second=1.0
+                )
+            )
+        return Work(samples=4, steps=1, tokens=8, loss=1.0, seconds=0.01, skipped=0)
+
+
+class Script:
+    """What happens to one peer, and when."""
+
+    def __init__(self) -> None:
+        self.crash_at: int | None = None
+        self.slow: dict[int, float] = {}
+        self.crash = lambda: None
+
+    def before_training(self, round: int) -> None:
+        if round == self.crash_at:
+            self.crash()
+        time.sleep(self.slow.get(round, 0.0))
+
+
+class Peer:
+    """A trainer in a thread of its own."""
+
+    def __init__(self, name: str, churn: "Churn", folder: Path) -> None:
+        self.name, self.events = name, list[Event]()
+        self.script = churn.scripts.setdefault(name, Script())
+        self._identity = Identity.ephemeral()
+        self._stop = threading.Event()
+        self._churn = churn
+
+        async def opened() -> Any:
+            return churn.world.join(self._identity)
+
+        self.swarm = Swarm(self._identity, opened, QUICK, self._stop, churn.thread)
+        self.script.crash = self.crash
+        config = PeerConfig(name=name, output=folder)
+        self._seated = seated(
+            self.swarm, churn.manifest, config, "trainer", Events(self.events.append)
+        )
+        self.trainer = self._trainer(self._seated.__enter__(), len(churn.peers) + 1)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def _trainer(self, seat: Seat, step: float) -> Trainer:
+        adapter = SimpleNamespace(
+            size=SIZE,
+            initial_values=lambda seed: np.zeros(SIZE, np.float32),
+            save=lambda folder, values: (folder / "values").write_bytes(values.tobytes()),
+        )
+        rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
+        learner = CountingLearner(step * 1e-3, self.script)
+        return Trainer(seat, cast(Any, learner), cast(Any, adapter), rows)
+
+    def _run(self) -> None:
+        with ExitStack() as end:
+            end.push(self._seated.__exit__)
+            self.trainer.run()
+        if not self._stop.is_set():
+            self.swarm.close()
+
+    def crash(self) -> None:
+        """Gone without a word, as by kill -9."""
+        self._stop.set()
+        loop = self._churn.thread.loop
+        loop.call_soon_threadsafe(self._churn.world.kill, self._identity.peer_id)
+        for task in list(self.swarm._in_run._tasks):
+            loop.call_soon_threadsafe(task.cancel)
+
+    def join(self, timeout: float) -> None:
+        self._thread.join(timeout)
+        assert not self._thread.is_alive(), f"{self.name} hangs; its last: {self.events[-3:]}"
+
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    @property
+    def final(self) -> Finished:
+        [finished] = self.of(Finished)
+        return cast(Finished, finished)
+
+
+class Churn:
+    """A run, and what happens in it."""
+
+    def __init__(self, folder: Path, rounds: int = 3, **averaging: Any) -> None:
+        deadline = Deadline(floor=0.5, ceiling=2.0)
+        run = RunConfig(
+            name="churn",
+            rounds=rounds,
+            model=ModelConfig(name="none"),
+            data=DataConfig(source="none"),
+            averaging=AveragingConfig(**{"deadline": deadline, **averaging}),
+            checkpoint=CheckpointConfig(),
+        )
+        self.manifest = Manifest.found(run, Identity.ephemeral())
+        self.world, self.thread = World(time.time), EventLoopThread()
+        self.scripts: dict[str, Script] = {}
+        self.peers: dict[str, Peer] = {}
+        self._folder = folder
+
+    def crash(self, name: str, at_round: int) -> "Churn":
+        self.scripts.setdefault(name, Script()).crash_at = at_round
+        return self
+
+    def slow(self, name: str, at_round: int, seconds: float) -> "Churn":
+        self.scripts.setdefault(name, Script()).slow[at_round] = seconds
+        return self
+
+    def start(self, *names: str) -> "Churn":
+        for name in names:
+            self.peers[name] = Peer(name, self, self._folder)
+        return self
+
+    def play(self, *names: str) -> dict[str, Peer]:
+        """Start these peers, and wait for the end of everybody's run."""
+        self.start(*names)
+        for peer in list(self.peers.values()):
+            peer.join(timeout=30)
+        self.thread.close()
+        return self.peers

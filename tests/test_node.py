@@ -1,0 +1,224 @@
+"""The round protocol over the in-process network: the same code that runs over libp2p."""
+
+import asyncio
+import dataclasses
+import time
+
+import numpy as np
+import pytest
+
+from p2pllm.config.run import AveragingConfig, DataConfig, Deadline, ModelConfig, RunConfig
+from p2pllm.digest import digest_of
+from p2pllm.swarm.identity import Identity
+from p2pllm.swarm.manifest import Manifest
+from p2pllm.swarm.memory_network import World
+from p2pllm.swarm.network import Timeouts
+from p2pllm.swarm.node import Averaged, Contribution, Missed, Node
+from p2pllm.swarm.records import Progress
+from p2pllm.swarm.rounds import Anchor, CatchUp
+
+QUICK = Timeouts(
+    dial=0.2, silence=0.3, record=0.5, heartbeat=0.05, announce=0.1, record_life=1.0, start=1.0
+)
+RULES = AveragingConfig(deadline=Deadline(floor=0.3, ceiling=1.0))
+
+
+class Peers:
+    """A few nodes of one run in one event loop, all holding the same anchor."""
+
+    def __init__(self, *names: str, size: int = 200_000, rules: AveragingConfig = RULES) -> None:
+        self.world = World(time.time)
+        self.identities = {name: Identity.ephemeral() for name in names}
+        run = RunConfig(
+            name="test",
+            model=ModelConfig(name="x"),
+            data=DataConfig(source="y"),
+            averaging=rules,
+        )
+        self.manifest = Manifest.found(run, Identity.ephemeral())
+        self.base = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        self.anchor = Anchor(0, digest_of(self.base))
+        self.nodes: dict[str, Node] = {}
+        self.deltas = {
+            name: np.random.default_rng(seed).normal(scale=1e-3, size=size).astype(np.float32)
+            for seed, name in enumerate(names, 1)
+        }
+
+    async def start(self, *clients: str) -> "Peers":
+        for name, identity in self.identities.items():
+            network = self.world.join(identity, dialable=name not in clients)
+            node = Node(network, identity, self.manifest, QUICK)
+            await node.enter(
+                Progress(
+                    peer=identity.peer_id,
+                    name=name,
+                    role="trainer",
+                    state="training",
+                    round=0,
+                    dialable=name not in clients,
+                )
+            )
+            await node.hold(self.anchor, self.base, self.base.size)
+            self.nodes[name] = node
+        return self
+
+    def id(self, name: str) -> str:
+        return self.identities[name].peer_id
+
+    async def average(self, name: str, samples: float = 10.0) -> Averaged | Missed:
+        node = self.nodes[name]
+        await node.announce(state="ready")
+        return await node.average(Contribution(self.anchor, self.deltas[name], samples))
+
+    async def average_all(self, *names: str) -> list[Averaged | Missed]:
+        return await asyncio.gather(*(self.average(name) for name in names or self.nodes))
+
+    def kill(self, name: str) -> None:
+        self.world.kill(self.id(name))
+        for task in self.nodes.pop(name)._tasks:
+            task.cancel()
+
+
+def deltas_of(results: list[Averaged | Missed]) -> list[np.ndarray]:
+    assert all(isinstance(r, Averaged) for r in results), results
+    return [r.delta for r in results if isinstance(r, Averaged)]
+
+
+async def test_everybody_ends_with_the_same_bits():
+    peers = await Peers("ann", "bob", "cat", "dan").start()
+    deltas = deltas_of(await peers.average_all())
+    assert len({digest_of(d) for d in deltas}) == 1
+    mean = np.mean(list(peers.deltas.values()), axis=0)
+    assert np.abs(deltas[0] - mean).max() < 2e-6  # two roundings to fp16 of values near 1e-3
+
+
+async def test_the_average_is_weighted_by_samples():
+    peers = await Peers(
+        "ann", "bob", rules=RULES.model_copy(update={"compression": "none"})
+    ).start()
+    results = await asyncio.gather(peers.average("ann", 30.0), peers.average("bob", 10.0))
+    expected = 0.75 * peers.deltas["ann"] + 0.25 * peers.deltas["bob"]
+    for delta in deltas_of(list(results)):
+        np.testing.assert_allclose(delta, expected, atol=1e-9)
+
+
+async def test_a_lone_trainer_commits_by_itself():
+    peers = await Peers("ann", rules=RULES.model_copy(update={"compression": "none"})).start()
+    [delta] = deltas_of(await peers.average_all())
+    np.testing.assert_array_equal(delta, peers.deltas["ann"])
+
+
+async def test_the_group_closes_as_soon_as_the_last_one_is_ready():
+    rules = AveragingConfig(deadline=Deadline(floor=30, ceiling=60))
+    peers = await Peers("ann", "bob", "cat", rules=rules).start()
+    started = time.monotonic()
+    first = asyncio.gather(peers.average("ann"), peers.average("bob"))
+    await asyncio.sleep(0.2)
+    results = [await peers.average("cat"), *await first]
+    assert len({digest_of(d) for d in deltas_of(results)}) == 1
+    assert time.monotonic() - started < 5
+
+
+async def test_a_late_peer_is_left_out_at_the_deadline_and_named():
+    peers = await Peers("ann", "bob", "cat").start()
+    results = await peers.average_all("ann", "bob")
+    for result in results:
+        assert isinstance(result, Averaged)
+        assert set(result.group.peers) == {peers.id("ann"), peers.id("bob")}
+        assert "not ready" in result.group.left_out[peers.id("cat")]
+
+
+async def test_a_dead_peer_is_noticed_before_the_deadline():
+    rules = AveragingConfig(deadline=Deadline(floor=30, ceiling=60))
+    peers = await Peers("ann", "bob", "cat", rules=rules).start()
+    peers.kill("cat")
+    started = time.monotonic()
+    deltas_of(await peers.average_all("ann", "bob"))
+    assert time.monotonic() - started < 5
+
+
+async def test_a_peer_that_cannot_be_dialled_takes_part_and_reduces_nothing():
+    peers = await Peers("ann", "bob", "cat").start("cat")
+    results = await peers.average_all()
+    assert len({digest_of(d) for d in deltas_of(results)}) == 1
+    group = results[0].group  # type: ignore[union-attr]
+    assert group.parts[group.peers.index(peers.id("cat"))] == 0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+async def test_a_delta_that_is_not_finite_is_never_offered(bad):
+    peers = await Peers("ann", "bob").start()
+    peers.deltas["ann"][7] = bad
+    result = await peers.average("ann")
+    assert isinstance(result, Missed)
+
+
+async def test_survivors_retry_without_a_peer_whose_contribution_is_refused():
+    peers = await Peers("ann", "bob", "cat").start()
+    liar = peers.nodes["cat"]
+    join = liar._lobby.join
+
+    async def understate(anchor, mine):
+        return await join(anchor, dataclasses.replace(mine, norm=mine.norm / 10))
+
+    liar._lobby.join = understate  # type: ignore[method-assign]
+    # The lie shows in its own check too, so let it believe in its group.
+    first = await peers.average_all()
+    assert all(isinstance(r, Missed) for r in first)
+    blamed = {c for r in first if isinstance(r, Missed) for c in r.culprits}
+    assert peers.id("cat") in blamed
+    second = await peers.average_all("ann", "bob")
+    assert len({digest_of(d) for d in deltas_of(second)}) == 1
+
+
+async def test_a_peer_cut_off_in_the_middle_leaves_the_others_nothing_half_done():
+    peers = await Peers("ann", "bob", "cat", size=2_000_000).start()
+    frames = 0
+
+    def stall(frame: bytes) -> bytes:
+        nonlocal frames
+        frames += len(frame) > 10_000
+        if frames > 3:
+            peers.world.cut(peers.id("cat"))
+        return frame
+
+    peers.world.tampers[peers.id("cat")] = stall
+    first = await peers.average_all()
+    assert all(isinstance(r, Missed) for r in first), first
+    retried = await peers.average_all("ann", "bob")
+    assert len({digest_of(d) for d in deltas_of(retried)}) == 1
+
+
+async def test_a_newcomer_takes_the_committed_adapter_from_another_donor_when_the_first_lies():
+    peers = await Peers("ann", "bob", "cat").start()
+    peers.world.tampers[peers.id("ann")] = lambda f: (
+        f[:-1] + bytes([f[-1] ^ 1]) if len(f) > 1000 else f
+    )
+    action = CatchUp(peers.anchor, (peers.id("ann"), peers.id("bob")))
+    got = await peers.nodes["cat"].catch_up(action, peers.base.size)
+    assert not isinstance(got, Missed)
+    values, donor = got
+    assert digest_of(values) == peers.anchor.digest
+    assert donor == peers.id("bob")
+
+
+async def test_who_comes_with_a_stale_anchor_is_told_so_and_commits_nothing_alone():
+    peers = await Peers("ann", "bob", "cat").start()
+    ahead = peers.base + 1
+    for name in ("ann", "bob"):
+        await peers.nodes[name].hold(Anchor(1, digest_of(ahead)), ahead, ahead.size)
+    result = await peers.average("cat")
+    assert isinstance(result, Missed)
+    assert "round 1" in result.reason
+
+
+async def test_nothing_can_hang_a_member_whose_group_falls_silent():
+    peers = await Peers("ann", "bob", "cat").start()
+    for name in ("bob", "cat"):
+        # They join the group, and then say nothing.
+        peers.nodes[name]._desk.run = lambda attempt: asyncio.sleep(60)  # type: ignore[assignment, return-value]
+    waiting = [asyncio.ensure_future(peers.average(name)) for name in ("bob", "cat")]
+    result = await asyncio.wait_for(peers.average("ann"), 10)
+    assert isinstance(result, Missed)
+    for task in waiting:
+        task.cancel()

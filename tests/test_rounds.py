@@ -1,0 +1,176 @@
+"""The pure decisions: what to do next, whom to follow, whom to wait for."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pllm.config.run import Deadline
+from p2pllm.swarm.records import Progress
+from p2pllm.swarm.rounds import (
+    Anchor,
+    Average,
+    CatchUp,
+    Finish,
+    Standing,
+    Start,
+    SwarmView,
+    Train,
+    agreed_anchor,
+    donors_of,
+    expected_in,
+    free_shard,
+    keeps_shard,
+    leader_of,
+    learned_deadline,
+    next_action,
+)
+
+
+def peer(name, round=0, digest="a", role="trainer", state="training", **more):
+    return Progress(
+        peer=name, name=name, role=role, state=state, round=round, digest=digest, **more
+    )
+
+
+def view(*peers, aggregator=None):
+    return SwarmView("me", peers, aggregator)
+
+
+def at(round, digest="a", has_trained=False):
+    return Standing(Anchor(round, digest), has_trained)
+
+
+def test_a_peer_alone_at_round_0_simply_starts():
+    assert next_action(Standing(None), view(), 5) == Start()
+
+
+def test_a_newcomer_catches_up_before_it_does_anything_else():
+    action = next_action(Standing(None), view(peer("ann", 3), peer("bob", 3)), 5)
+    assert isinstance(action, CatchUp)
+    assert action.anchor == Anchor(3, "a")
+    assert set(action.donors) == {"ann", "bob"}
+
+
+def test_a_peer_trains_then_averages():
+    others = view(peer("ann", 2))
+    assert next_action(at(2), others, 5) == Train()
+    assert next_action(at(2, has_trained=True), others, 5) == Average()
+
+
+def test_a_peer_that_missed_the_last_round_catches_up_before_it_finishes():
+    others = view(peer("ann", 5, "b"), peer("bob", 5, "b"))
+    assert isinstance(next_action(at(5, "a"), others, 5), CatchUp)
+    assert isinstance(next_action(at(4, has_trained=True), others, 5), CatchUp)
+
+
+def test_all_rounds_done_is_the_end():
+    assert next_action(at(5), view(peer("ann", 5)), 5) == Finish()
+
+
+def test_the_minority_heals_itself_from_the_majority():
+    others = view(peer("ann", 3, "x"), peer("bob", 3, "x"))
+    action = next_action(at(3, "y"), others, 9)
+    assert isinstance(action, CatchUp)
+    assert action.anchor.digest == "x"
+
+
+def test_a_tie_is_decided_alike_on_both_sides():
+    mine = agreed_anchor(Anchor(3, "x"), view(peer("ann", 3, "y")))
+    theirs = agreed_anchor(Anchor(3, "y"), view(peer("ann", 3, "x")))
+    assert mine == theirs
+
+
+def test_one_liar_far_ahead_drags_nobody_along():
+    others = view(peer("ann", 3), peer("bob", 3), peer("liar", 1000, "z"))
+    assert next_action(at(3), others, 2000) == Train()
+
+
+def test_two_trainers_where_one_committed_alone_go_on_from_it():
+    assert next_action(at(3, has_trained=True), view(peer("ann", 4, "b")), 9) == CatchUp(
+        Anchor(4, "b"), ("ann",)
+    )
+
+
+def test_nobody_goes_back_to_an_earlier_round():
+    assert next_action(at(6), view(peer("ann", 3), peer("bob", 3)), 9) == Train()
+
+
+def test_fresh_trainers_go_on_from_the_designated_aggregator():
+    kept = peer("agg", 7, "k", role="aggregator", state="following")
+    for standing in (Standing(None), at(0), at(1, "b", has_trained=True)):
+        action = next_action(standing, view(peer("ann", 0), kept, aggregator="agg"), 9)
+        assert action == CatchUp(Anchor(7, "k"), ("agg",))
+
+
+def test_an_aggregator_that_the_owner_did_not_name_counts_for_nothing():
+    impostor = peer("imp", 7, "k", role="aggregator", state="following")
+    assert next_action(at(0), view(peer("ann", 0), impostor, aggregator="agg"), 9) == Train()
+
+
+def test_donors_are_those_that_can_be_dialled_trainers_first():
+    others = view(
+        peer("agg", 2, role="aggregator"),
+        peer("ann", 2),
+        peer("nat", 2, dialable=False),
+        peer("old", 1),
+        peer("boot", 2, role="bootstrap"),
+    )
+    assert donors_of(Anchor(2, "a"), others) == ("ann", "agg")
+
+
+def test_who_is_still_loading_is_waited_for_in_round_0_only():
+    others = view(peer("ann", 0), peer("new", 0, "", state="joining"))
+    assert expected_in(Anchor(0, "a"), others) == {"ann", "new"}
+    others = view(peer("ann", 1), peer("new", 0, "", state="joining"))
+    assert expected_in(Anchor(1, "a"), others) == {"ann"}
+
+
+def test_who_leaves_is_not_waited_for():
+    assert expected_in(Anchor(1, "a"), view(peer("ann", 1, state="leaving"))) == set()
+
+
+names = st.lists(st.text("abcdefgh", min_size=1, max_size=4), min_size=2, max_size=8, unique=True)
+
+
+@given(names)
+def test_everybody_computes_the_same_leader(everyone):
+    anchor = Anchor(1, "a")
+    leaders = {
+        leader_of(
+            anchor, SwarmView(me, tuple(peer(n, 1) for n in everyone if n != me)), (), dialable=True
+        )
+        for me in everyone
+    }
+    assert len(leaders) == 1
+
+
+def test_a_suspect_and_a_peer_that_cannot_be_dialled_never_lead():
+    others = view(peer("ann", 1), peer("bob", 1, dialable=False))
+    assert leader_of(Anchor(1, "a"), others, ["ann"], dialable=False) == "me"
+
+
+@given(st.lists(st.floats(0, 1e6), max_size=40))
+def test_the_deadline_stays_between_floor_and_ceiling(history):
+    rules = Deadline(floor=2, ceiling=50)
+    assert 2 <= learned_deadline(history, rules) <= 50
+
+
+def test_the_deadline_learns_from_past_rounds():
+    rules = Deadline(mads=4, floor=1, ceiling=600)
+    assert learned_deadline([], rules) == 600
+    assert learned_deadline([20.0, 22.0, 21.0], rules) == 25.0
+
+
+@given(st.integers(1, 8), st.data())
+def test_a_free_shard_is_taken_as_long_as_there_is_one(shards, data):
+    taken = data.draw(st.sets(st.integers(0, shards - 1)))
+    others = view(*(peer(f"p{s}", 1, shard=s) for s in taken))
+    shard = free_shard(others, shards)
+    assert 0 <= shard < shards
+    assert shard not in taken or len(taken) == shards
+
+
+def test_of_two_that_claimed_the_same_shard_exactly_one_keeps_it():
+    for one, other in (("ann", "bob"), ("bob", "ann")):
+        keeps = keeps_shard(3, SwarmView(one, (peer(other, 1, shard=3),)))
+        theirs = keeps_shard(3, SwarmView(other, (peer(one, 1, shard=3),)))
+        assert keeps != theirs

@@ -1,0 +1,61 @@
+"""The trainer's whole life, over the in-memory swarm, with scripted failures."""
+
+import time
+
+import numpy as np
+import pytest
+
+from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed
+from p2pllm.roles.trainer import Offer
+from tests.churn import Churn
+
+
+def test_three_trainers_end_with_the_same_adapter(tmp_path):
+    peers = Churn(tmp_path, rounds=3, min_peers=3).play("ann", "bob", "cat")
+    assert len({peer.final.digest for peer in peers.values()}) == 1
+    assert all(peer.final.round == 3 for peer in peers.values())
+    shards = [peer.of(ShardClaimed)[0].shard for peer in peers.values()]
+    assert len(set(shards)) == 3
+
+
+def test_survivors_finish_when_one_peer_crashes(tmp_path):
+    churn = Churn(tmp_path, rounds=4, min_peers=2).crash("cat", at_round=2)
+    peers = churn.play("ann", "bob", "cat")
+    assert peers["ann"].final.digest == peers["bob"].final.digest
+    last = peers["ann"].of(RoundCommitted)[-1]
+    assert sorted(last.peers) == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("outer", ["mean", "nesterov"])
+def test_a_late_joiner_catches_up_and_ends_like_the_others(tmp_path, outer):
+    churn = Churn(tmp_path, rounds=6, min_peers=2, outer=outer)
+    for round in range(6):
+        churn.slow("ann", round, 0.2)
+    churn.start("ann", "bob")
+    while not churn.peers["ann"].of(RoundCommitted)[1:]:
+        time.sleep(0.02)
+    peers = churn.play("eve")
+    assert len({peer.final.digest for peer in peers.values()}) == 1
+    assert peers["eve"].of(CaughtUp)[0].round >= 2
+
+
+def test_a_slow_peer_misses_a_round_and_its_work_is_carried_into_the_next(tmp_path):
+    churn = Churn(tmp_path, rounds=4, min_peers=2).slow("cat", at_round=1, seconds=4.0)
+    for round in (2, 3):
+        churn.slow("ann", round, 2.0)
+    peers = churn.play("ann", "bob", "cat")
+    assert len({peer.final.digest for peer in peers.values()}) == 1
+    left_out = [e.left_out for e in peers["ann"].of(RoundCommitted)]
+    assert any("cat" in names for names in left_out)
+    assert peers["cat"].of(CaughtUp)
+
+
+def test_carried_work_counts_with_a_discount():
+    fresh = Offer(np.full(2, 1.0, np.float32), 10.0)
+    missed = Offer(np.full(2, 3.0, np.float32), 20.0)
+    both = fresh.joined_with(missed, discount=0.5)
+    assert both.samples == 20.0
+    np.testing.assert_allclose(both.delta, 2.0)
+    alone = fresh.joined_with(missed, discount=0.0)
+    assert alone.samples == 10.0
+    np.testing.assert_allclose(alone.delta, 1.0)
