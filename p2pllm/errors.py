@@ -462,3 +462,39 @@ class NoInitialPeers(P2PLLMError):
 
     Add --initial-peers ADDR, as the bootstrap peer prints it, or set P2PLLM_INITIAL_PEERS.
     """
+
+
+# ---- looking back
+
+
+class LedgerMissing(P2PLLMError):
+    """There is no ledger.jsonl in {place} or below it.
+
+    A peer writes one into its folder, runs/<run>/<name>/. Name that folder: p2pllm rounds FOLDER
+    """
+
+
+class RoundUnknown(P2PLLMError):
+    """The ledger says nothing about round {round}. It has rounds: {known}
+
+    See them all: p2pllm rounds
+    """
+
+
+# ---- the demo
+
+
+class DemoChildDied(P2PLLMError):
+    """The demo's {name} ended too early. Its last words:
+
+    {words}
+
+    The whole log: {log}
+    """
+
+
+class DemoStalled(P2PLLMError):
+    """Nothing has happened in the demo for {minutes} minutes, so it was ended.
+
+    The peers' logs lie in {folder}. Start it again with: just demo
+    """

@@ -86,7 +86,9 @@ class RoundCommitted(Event):
     seconds_averaging: float
     bytes_sent: int
     bytes_received: int
+    deadline: float  # seconds that the group would have waited for the missing
     left_out: dict[str, str]  # who was expected and did not take part, and why
+    cut_down: dict[str, str]  # whose contribution was out of proportion, and how
 
 
 @dataclass(frozen=True, kw_only=True)

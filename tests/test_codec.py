@@ -61,7 +61,7 @@ def test_parts_add_up_and_go_to_those_that_can_be_dialled(size, dialable):
 
 def group(*stakes, clip=10.0):
     ms = tuple(Member(str(i), w, n) for i, (w, n) in enumerate(stakes))
-    return Group("g", Anchor(0, "a"), ms, divide(100, ms), "fp16", "clip", clip, 0.0, {})
+    return Group("g", Anchor(0, "a"), ms, divide(100, ms), "fp16", "clip", clip, 0.0, 9.0, {})
 
 
 def test_shares_are_by_weight_and_a_loud_member_is_clipped_to_the_median():

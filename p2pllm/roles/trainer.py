@@ -184,7 +184,9 @@ class Trainer:
                 seconds_averaging=outcome.seconds_reducing,
                 bytes_sent=outcome.bytes_sent,
                 bytes_received=outcome.bytes_received,
-                left_out={self._name(view, p): why for p, why in outcome.group.left_out.items()},
+                deadline=outcome.group.deadline,
+                left_out=self._named(view, outcome.group.left_out),
+                cut_down=self._named(view, outcome.group.out_of_proportion()),
             )
         )
 
@@ -254,6 +256,9 @@ class Trainer:
                 self._last_result = result.round
                 self._events.emit(EvaluationSeen(round=result.round, loss=result.loss))
 
+    def _named(self, view: SwarmView, reasons: dict[str, str]) -> dict[str, str]:
+        return {self._name(view, peer): why for peer, why in reasons.items()}
+
     def _name(self, view: SwarmView, peer: str) -> str:
         return self._seat.name if peer == self._swarm.me else view.name(peer)
 
@@ -274,9 +279,12 @@ def prepare(seat: Seat) -> Trainer:
 
 
 def _still_needs(final: Anchor, view: SwarmView) -> bool:
-    """Whether a live peer does not yet hold the final adapter."""
+    """Whether a live peer does not yet hold the final adapter. An aggregator that has just been
+    restarted needs it, too; a trainer that comes as late as that has nothing left to do."""
     return any(
         Anchor(p.round, p.digest) != final
         for p in view.peers
-        if p.role != "bootstrap" and p.state not in ("leaving", "joining")
+        if p.role != "bootstrap"
+        and p.state != "leaving"
+        and (p.state != "joining" or p.role == "aggregator")
     )

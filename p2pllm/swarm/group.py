@@ -45,7 +45,8 @@ class Group:
     compression: Compression
     robust: Robust
     clip: float
-    waited: float  # seconds from the first ready member to the last
+    waited: float  # seconds from the first ready member to the closing of the group
+    deadline: float  # seconds after which it would have closed in any case
     left_out: dict[PeerId, str]  # who was expected and is not in, and why
 
     @property
@@ -105,6 +106,7 @@ class Group:
             robust=fields["robust"],
             clip=fields["clip"],
             waited=float(fields["waited"]),
+            deadline=float(fields["deadline"]),
             left_out=dict(fields["left_out"]),
         )
         if len(group.members) != len(group.parts) or len(set(group.peers)) != len(group.peers):

@@ -110,7 +110,18 @@ class Lobby:
             async with asyncio.timeout(self._rules.deadline.ceiling + self._timeouts.silence):
                 return await self._join(anchor, mine)
         except TimeoutError:
+            return await self._nobody_closed(anchor, mine)
+
+    async def _nobody_closed(self, anchor: Anchor, mine: Member) -> NoGroup:
+        """The longest wait is over. A leader that had a quorum has no excuse."""
+        view = await self._view()
+        ready = [p for p in view.trainers if p.state == "ready" and p.peer in expected_in(anchor, view)]
+        if len(ready) + 1 < self._rules.min_peers:
             return NoGroup(f"fewer than {self._rules.min_peers} trainers are ready")
+        leader = leader_of(anchor, view, self._suspected(), mine.dialable)
+        if leader != self._network.me:
+            self.blame(leader, "led the group and never closed it")
+        return NoGroup(f"{view.name(leader)} leads the group and never closed it")
 
     async def _join(self, anchor: Anchor, mine: Member) -> Group | NoGroup:
         while True:
@@ -123,10 +134,8 @@ class Lobby:
             )
             match outcome:
                 case Group() if problem := outcome.problem_for(mine, self._size, self._rules):
-                    self._suspect(leader)
-                    return NoGroup(
-                        f"{view.name(leader)} proposed a group that is not ours: {problem}"
-                    )
+                    self.blame(leader, f"proposed a group that is not ours: {problem}")
+                    return NoGroup(f"{view.name(leader)} {self._blamed[leader]}")
                 case Group() | NoGroup():
                     return outcome
             await asyncio.sleep(_LOOK)  # redirected: look again, the records are catching up
@@ -151,8 +160,11 @@ class Lobby:
                     case "group":
                         return Group.from_message(message["group"])
                 raise NetworkError("an unknown answer")
-        except (NetworkError, ValueError, TypeError, KeyError):
+        except NetworkError:
             self._suspect(leader)
+            return _Redirect(leader)
+        except (ValueError, TypeError, KeyError) as problem:
+            self.blame(leader, f"proposed something that is not a group: {problem}")
             return _Redirect(leader)
         finally:
             stream.close()
@@ -190,7 +202,8 @@ class Lobby:
 
     async def _refusal(self, anchor: Anchor, member: Member, peer: PeerId) -> NoGroup | None:
         if member.peer != peer or not member.is_sane:
-            return NoGroup("the declared weight or norm is not a sane number")
+            self.blame(peer, "the declared weight or norm is not a sane number")
+            return NoGroup(self._blamed[peer])
         for _ in range(4):  # we may be just about to commit the round that it starts from
             if self._anchor is not None and self._anchor.round >= anchor.round:
                 break
@@ -279,6 +292,7 @@ class Lobby:
             robust=self._rules.robust,
             clip=self._rules.clip,
             waited=waited,
+            deadline=deadline,
             left_out=left_out | self._blamed,
         )
 

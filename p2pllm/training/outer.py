@@ -1,7 +1,7 @@
 """The outer optimizer: from the averaged delta of a round to the adapter of the next.
 
 Its state is one flat array: the adapter's values, and behind them, with momentum, as many values of
-momentum. Peers hold, hash, hand on and check the whole array, so a late joiner gets the momentum too.
+momentum. Peers hash, hand on and check the whole array, so a late joiner gets the momentum too.
 """
 
 import numpy as np
