@@ -10,7 +10,7 @@ Points = Sequence[tuple[int, float]]  # (round, loss); a loss that is no number 
 # The dots of a braille cell, by row (from the top) and column, as bits of U+2800.
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 ROWS, COLUMNS = len(DOTS), len(DOTS[0])
-MARK = "●"
+MARK, AXIS = "●", "round"
 NARROWEST, LOWEST = 16, 3  # characters; below, there is no room for a curve
 
 
@@ -24,7 +24,7 @@ def loss_chart(points: Points, width: int, height: int, last: int | None = None)
         return "no loss has been measured yet"
     low, high = _scale(known)
     labels = _labels(low, high, max(height, LOWEST) - 2)
-    margin = max(map(len, labels)) + 2  # a blank and the axis
+    margin = max(*map(len, labels), len(AXIS) - 1) + 2  # a blank and the axis
     grid = _Grid(max(width, NARROWEST) - margin, max(height, LOWEST) - 2)
     first, right = known[0][0], max(known[-1][0], last or 0)
     places = [
@@ -40,7 +40,7 @@ def loss_chart(points: Points, width: int, height: int, last: int | None = None)
         for label, row in zip(labels, grid.rows(), strict=True)
     ]
     lines.append(" " * (margin - 1) + "└" + "─" * (grid.width // COLUMNS))
-    lines.append(" " * margin + _ticks(first, right, grid.width // COLUMNS))
+    lines.append(f"{AXIS:>{margin - 1}} " + _ticks(first, right, grid.width // COLUMNS))
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -128,12 +128,11 @@ def _at(value: float, low: float, high: float, dots: int) -> int:
 
 
 def _ticks(first: int, last: int, columns: int) -> str:
-    """`0    2    4 ... round`, each number under its column."""
+    """`0    2    4 ...`, each number under its dot."""
     closest = (last - first) * (len(str(last)) + 3) / columns  # leaves three blanks between two
     every = next(n for e in count() for m in (1, 2, 5) if (n := m * 10**e) >= closest)
     line = ""
     for tick in range(-(-first // every) * every, last + 1, every):
-        at = _at(tick, first, last, columns)
-        if at + len(str(tick)) <= columns - 6:
-            line = line.ljust(at) + str(tick)
-    return line.ljust(columns - 5) + "round"
+        at = min(_at(tick, first, last, columns), columns - len(str(tick)))
+        line = line.ljust(at) + str(tick)
+    return line

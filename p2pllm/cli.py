@@ -1,6 +1,7 @@
 """The command line. It parses, and calls; heavy imports happen inside the commands, so that help
 comes at once."""
 
+import atexit
 import json
 import logging
 import os
@@ -386,7 +387,9 @@ def _events() -> "Events":
     from p2pllm.events import Events
     from p2pllm.ui import LineScreen
 
-    return Events(LineScreen(_console()))
+    screen = LineScreen(_console())
+    atexit.register(screen.close)  # however it ends, the shell's prompt gets a line of its own
+    return Events(screen)
 
 
 def _until_interrupted() -> threading.Event:

@@ -2,26 +2,21 @@
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from p2pllm.charts import loss_chart
+from p2pllm.charts import finite, loss_chart
 from p2pllm.config.run import RunConfig
-from p2pllm.ui import describe, join_line, size
+from p2pllm.ui import describe, join_line, pasted, safe, size
 
-if TYPE_CHECKING:
-    from p2pllm.roles.compare import Comparison
-
-_NOTABLE = ("joined", "round_missed", "caught_up", "trouble", "finished")
-_EVENTS_SHOWN = 5
+NOTABLE = ("joined", "round_missed", "evaluated", "trouble", "finished")
+_FEWEST_EVENTS, _MOST_EVENTS = 3, 6  # lines
+_LOWEST_CHART, _HIGHEST_CHART = 5, 12  # lines
 
 
 @dataclass
@@ -30,10 +25,12 @@ class PeerLine:
 
     role: str
     doing: str = "starting"
-    round: int = 0
+    progress: float | None = None  # of the local epoch
+    round: int = 0  # whose adapter it holds
     loss: float | None = None
     speed: float = 0.0  # tokens per second
     sent: int = 0  # bytes, over all rounds
+    received: int = 0
     digest: str = ""
     path: str | None = None
     is_finished: bool = False
@@ -44,132 +41,183 @@ class DemoScreen:
     """Fed with the rows of the children's journals."""
 
     def __init__(self, run: RunConfig, console: Console) -> None:
+        self.console = console
         self.peers: dict[str, PeerLine] = {}
         self.losses: list[tuple[int, float]] = []
-        self.address = ""
-        self._run, self._console = run, console
-        self._run_id = run.name
+        self.addresses: list[str] = []
+        self._run, self._run_id = run, run.name
         self._began = time.monotonic()
-        self._events: deque[str] = deque(maxlen=_EVENTS_SHOWN)
+        self._events: deque[str] = deque(maxlen=_MOST_EVENTS)
+        self._averaged = -1  # the last round that anybody has averaged
+
+    @property
+    def is_success(self) -> bool:
+        """The aggregator and a trainer finished, and all who did hold the same adapter."""
+        finished = [peer for peer in self.peers.values() if peer.is_finished]
+        roles = {peer.role for peer in finished}
+        return len({peer.digest for peer in finished}) == 1 and len(roles) == 2
 
     # ---- what happened
 
-    def note(self, name: str, role: str, row: Mapping[str, Any]) -> None:
+    def expect(self, name: str, role: str) -> None:
+        """A peer has been started."""
+        self.peers[name] = PeerLine(role)
+
+    def note(self, name: str, row: Mapping[str, Any]) -> None:
         """Take in one event of one peer."""
-        peer = self.peers.setdefault(name, PeerLine(role))
-        told = describe(row)
+        peer = self.peers[name]
+        self._take_in(peer, row)
+        # For an aggregator, catching up is the way of following and nothing to tell.
+        if row["event"] in NOTABLE or (row["event"] == "caught_up" and peer.role == "trainer"):
+            self._say(name, describe(row))
+        elif row["event"] == "round_committed" and row["round"] > self._averaged:
+            self._averaged = row["round"]  # the others' lines would say the same
+            averaged = safe(", ".join(sorted(row["peers"])))
+            self._say("", f"[green]round {row['round']} averaged[/] by {averaged}")
+
+    def _take_in(self, peer: PeerLine, row: Mapping[str, Any]) -> None:
         match row["event"]:
             case "opened":
-                self.address, self._run_id = row["addresses"][0], row["run"]
+                self.addresses, self._run_id = list(row["addresses"]), row["run"]
                 peer.doing = "holding the door"
-            case "working" if role != "bootstrap":
+            case "joined":
+                peer.doing = "joined, loading"
+            case "working" if peer.role != "bootstrap":
                 peer.doing = row["doing"]
             case "step_done":
-                of = f"/{row['steps']}" if row["steps"] else ""
-                peer.doing = f"training, step {row['step']}{of}"
-                peer.loss, peer.speed = row["loss"], row["tokens_per_second"]
+                _step(peer, row)
             case "round_committed":
-                peer.round, peer.digest = row["round"] + 1, row["digest"]
-                peer.sent += row["bytes_sent"]
-                peer.doing = "averaged"
+                _commit(peer, row)
             case "caught_up":
                 peer.round, peer.digest = row["round"], row["digest"]
             case "evaluated":
-                self.losses.append((row["round"], row["loss"]))
-                peer.doing, peer.loss = "following", row["loss"]
-                self._say(name, told)
+                self.losses.append((row["round"], _number(row["loss"])))
+                peer.doing = "following"
             case "finished":
-                peer.doing, peer.is_finished = "finished", True
+                peer.doing, peer.progress, peer.is_finished = "finished", None, True
                 peer.digest, peer.path = row["digest"], row["path"]
-        if row["event"] in _NOTABLE:
-            self._say(name, told)
 
-    def lose(self, name: str, status: int) -> bool:
-        """A child has ended; True when that was not its time yet, and is news."""
-        peer = self.peers.setdefault(name, PeerLine("?"))
-        if peer.is_finished or peer.is_gone:
-            return False
-        peer.is_gone, peer.doing = True, f"gone (exit status {status})"
-        self._say(name, f"[red]ended too early, with status {status}; see its log[/]")
-        return True
+    def lose(self, name: str, status: int | None, last_words: Callable[[], str]) -> None:
+        """A child has ended. When it was not its time yet, that is news."""
+        peer = self.peers[name]
+        if peer.is_gone:
+            return
+        peer.is_gone = True
+        if not peer.is_finished:
+            peer.doing, peer.progress, peer.speed = f"gone (status {status})", None, 0.0
+            self._say(name, f"[red]ended too early, with status {status}[/]")
+            for line in last_words().splitlines()[-2:]:
+                self._say(name, f"[red]{safe(line.strip())}[/]")
 
     def _say(self, name: str, told: str) -> None:
-        line = f"[bold]{escape(name):>10}[/]  {told}"
+        line = f"[dim]{self.clock}[/]  [bold]{safe(name):<10}[/]  {told}"
         self._events.append(line)
-        if not self._console.is_terminal:
-            self._console.print(f"{self._clock()}{line}", highlight=False, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.print(line, highlight=False, soft_wrap=True)
+
+    @property
+    def clock(self) -> str:
+        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
+        return f"{minutes}:{seconds:02}"
 
     # ---- how it looks
 
     def render(self) -> RenderableType:
-        latest = max((p.round for p in self.peers.values()), default=0)
-        title = f"{self._run_id}: round {latest} of {self._run.rounds}, {self._clock()}"
-        room = max(self._console.height - len(self.peers) - _EVENTS_SHOWN - 11, 4)
-        chart = loss_chart(self.losses, self._console.width - 8, min(room, 10), self._run.rounds)
-        parts: list[RenderableType] = [
+        """One full screen. The chart and the events share the lines that the rest leaves."""
+        invitation = self._invitation()
+        room = self.console.height - len(self.peers) - len(invitation) - 5
+        chart_height = min(max(room - _MOST_EVENTS - 2, _LOWEST_CHART), _HIGHEST_CHART)
+        shown = max(min(room - chart_height - 2, _MOST_EVENTS), _FEWEST_EVENTS)
+        chart = loss_chart(
+            self.losses, min(self.console.width, 100) - 2, chart_height, self._run.rounds
+        )
+        missing = chart_height - len(chart.splitlines())
+        return Group(
+            self._header(),
+            Text(),
             self._table(),
-            Panel(chart, title="held-out loss", title_align="left", border_style="dim"),
-            *(Text.from_markup(line, overflow="ellipsis", end="") for line in self._events),
-        ]
-        if self.address:
-            parts.append(Text("\nanother terminal can join:", style="dim"))
-            parts.append(Text(join_line([self.address]), overflow="fold"))
-        return Panel(Group(*parts), title=f"[bold]{title}[/]", border_style="cyan")
+            Text(),
+            self._loss_title(),
+            Text(chart + "\n" * missing, style="cyan", no_wrap=True),
+            Text(),
+            *[_one_line(line) for line in [*self._events][-shown:]],
+            *[Text()] * (shown - len(self._events)),
+            *invitation,
+        )
+
+    def _header(self) -> RenderableType:
+        done = max((p.round for p in self.peers.values()), default=0)
+        header = Table.grid(expand=True)
+        header.add_column(no_wrap=True)
+        header.add_column(justify="right", no_wrap=True)
+        where = f"[bold]{done}[/] of {self._run.rounds} rounds  [bold]{self.clock}[/]"
+        header.add_row(f"[bold cyan]p2pllm demo[/]  [dim]run {safe(self._run_id)}[/]", where)
+        return header
+
+    def _loss_title(self) -> Text:
+        known = finite(self.losses)
+        change = f"  {known[0][1]:.3f} → {known[-1][1]:.3f}" if len(known) > 1 else ""
+        return Text.assemble(("held-out loss", "bold"), (change, "bold cyan"))
+
+    def _invitation(self) -> list[RenderableType]:
+        if not self.addresses:
+            return []
+        lines = pasted(join_line(self.addresses), self.console.width)
+        hint = Text("another terminal can join:", style="dim")
+        return [Text(), hint, *(Text(line, no_wrap=True) for line in lines)]
 
     def _table(self) -> Table:
-        table = Table(expand=True, box=None, pad_edge=False)
-        for column in ("peer", "role", "doing"):
-            table.add_column(column, style="bold" if column == "peer" else "", no_wrap=True)
+        table = Table(expand=True, box=None, pad_edge=False, header_style="dim")
+        table.add_column("peer", style="bold", no_wrap=True)
+        table.add_column("role", no_wrap=True)
+        table.add_column("doing", no_wrap=True, ratio=1)
         for column in ("round", "loss", "tok/s", "sent", "adapter"):
             table.add_column(column, justify="right", no_wrap=True)
         for name, p in self.peers.items():
-            trains = p.role == "trainer"
+            style = "green" if p.is_finished else "red" if p.is_gone else ""
             table.add_row(
-                name,
+                safe(name),
                 p.role,
-                Text(p.doing, style="red" if p.is_gone else "green" if p.is_finished else ""),
+                Text.assemble(bar(p.progress), (" ".join(p.doing.split()), style)),
                 "" if p.role == "bootstrap" else str(p.round),
                 "" if p.loss is None else f"{p.loss:.3f}",
-                f"{p.speed:.0f}" if trains and p.speed else "",
-                size(p.sent) if trains else "",
-                p.digest[:8],
+                f"{p.speed:.0f}" if p.speed else "",
+                size(p.sent) if p.sent else "",
+                safe(p.digest[:8]),
             )
         return table
 
-    def report(self, folder: Path, picture: Path) -> RenderableType:
-        """What is left when the run is over."""
-        losses = dict(self.losses)
-        lines = [f"[bold green]The run is over[/] after {self._clock()}."]
-        if losses:
-            first, last = losses[min(losses)], losses[max(losses)]
-            lines.append(
-                f"held-out loss  [bold]{first:.3f} → {last:.3f}[/]  by round {max(losses)}"
-            )
-        digests = {p.digest for p in self.peers.values() if p.is_finished}
-        if len(digests) == 1:
-            lines.append(f"the adapter    {digests.pop()[:16]}…, the same on every peer")
-        else:
-            lines.append(f"[red]the peers ended with {len(digests)} different adapters[/]")
-        for name, p in self.peers.items():
-            if p.role == "trainer":
-                lines.append(f"{name:<14} sent {size(p.sent)}")
-            elif p.role == "aggregator" and p.path:
-                lines.append(f"final adapter  {escape(p.path)}")
-        lines.append(f"loss curve     {escape(str(picture))}")
-        lines.append(f"all the files  {escape(str(folder))}")
-        width = min(self._console.width - 6, 90)
-        chart = loss_chart(self.losses, width, 12)
-        text = Text.from_markup("\n".join(lines), overflow="fold")
-        return Panel(Group(chart, Text(), text), title="result", border_style="green")
 
-    def comparison(self, told: "Comparison") -> RenderableType:
-        """The same held-out question, before and after."""
-        table = Table(title=f"Held-out question: {told.question}", show_lines=True, expand=True)
-        for column in ("the base model", "the tuned model", "the documentation"):
-            table.add_column(column, ratio=1, overflow="fold")
-        table.add_row(*(escape(a) or "(nothing)" for a in (told.base, told.tuned, told.reference)))
-        return table
+def bar(progress: float | None, width: int = 8) -> Text:
+    """A short bar and a blank; nothing when there is no progress to show."""
+    if progress is None:
+        return Text()
+    full = round(min(progress, 1.0) * width)
+    return Text.assemble(("━" * full, "green"), ("─" * (width - full), "dim"), " ")
 
-    def _clock(self) -> str:
-        minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
-        return f"{minutes}:{seconds:02}"
+
+def _step(peer: PeerLine, row: Mapping[str, Any]) -> None:
+    step, steps = row["step"], row["steps"]
+    peer.loss, peer.speed = _number(row["loss"]), row["tokens_per_second"] or 0.0
+    peer.progress = step / steps if steps else None
+    peer.doing = f"training {step}/{steps}" if steps else f"training, step {step}"
+    if step == steps:
+        peer.doing = "averaging"
+
+
+def _commit(peer: PeerLine, row: Mapping[str, Any]) -> None:
+    peer.round, peer.digest = row["round"] + 1, row["digest"]
+    peer.sent += row["bytes_sent"]
+    peer.received += row["bytes_received"]
+    peer.doing, peer.progress = "averaged", None
+
+
+def _number(value: float | None) -> float:
+    """Journals have null for a loss that was no number."""
+    return float("nan") if value is None else value
+
+
+def _one_line(markup: str) -> Text:
+    line = Text.from_markup(markup, overflow="ellipsis")
+    line.no_wrap = True
+    return line

@@ -375,14 +375,6 @@ class NoRowsLeft(P2PLLMError):
     """
 
 
-class UnknownTemplate(P2PLLMError):
-    """There is no prompt template "{template}". There are: {names}
-
-    A template of your own is a text with {{instruction}} and, where wanted, {{context}}.
-    Set it under data.template.
-    """
-
-
 class ChatTemplateMissing(P2PLLMError):
     """data.template is chat, but the tokenizer {tokenizer} has no chat template.
 
@@ -497,4 +489,13 @@ class DemoStalled(P2PLLMError):
     """Nothing has happened in the demo for {minutes} minutes, so it was ended.
 
     The peers' logs lie in {folder}. Start it again with: just demo
+    """
+
+
+class DemoTrainersGone(P2PLLMError):
+    """All trainers of the demo ended before the run did. The last words of {name}:
+
+    {words}
+
+    The logs of all peers lie in {folder}
     """

@@ -107,9 +107,9 @@ def test_a_setting_swaps_the_model_for_an_untrained_one_and_back(written):
 
 
 def test_a_setting_does_not_reach_into_an_alias_of_its_group(written):
-    path = written("model: {name: m}\ndata: {source: a, columns: &c {a: b}, split: x}\n")
+    path = written("model: {name: m}\ndata: {source: a, columns: &c {a: text}, split: x}\n")
     shared = load_run(path, ["data.columns.q=instruction"])
-    assert shared.data.columns == {"a": "b", "q": "instruction"}
+    assert shared.data.columns == {"a": "text", "q": "instruction"}
 
 
 def test_a_run_may_say_its_own_name(written):
@@ -307,6 +307,9 @@ evaluation: {max_rows: 5}
 # For each key a value that is valid and differs from the one in FULL; 13 where none is given.
 OTHER = {
     "name": "other",
+    "averaging.robust": "none",
+    "averaging.outer": "nesterov",
+    "averaging.outer_momentum": "0.5",
     "model.weights_sha256": "f" * 64,
     "model.dtype": "float16",
     "model.quantization": "nf4",
@@ -349,3 +352,8 @@ def test_the_fingerprint_does_not_depend_on_the_order_or_on_spelt_out_defaults(w
     run = load_run(written("data: {source: a}\nmodel: {name: m}\n"))
     again = load_run(written("rounds: 10\nmodel: {dtype: bfloat16, name: m}\ndata: {source: a}\n"))
     assert run.fingerprint == again.fingerprint
+
+
+def test_an_unknown_template_is_a_letter_with_the_names_there_are(written):
+    with pytest.raises(ConfigInvalid, match="alpaca, dolly, llama2, chat"):
+        load_run(written("model: {name: m}\ndata: {source: a, template: alpacca}\n"))

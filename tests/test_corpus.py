@@ -406,8 +406,3 @@ def test_rows_that_are_all_too_long_are_a_letter(ten):
     with pytest.raises(errors.NoRowsLeft, match=r"10 rows(.|\n)*8 tokens"):
         template = "a long preamble: {instruction}"
         load_corpus(data(ten, template=template, max_length=8), TOKENIZER, seed=0)
-
-
-def test_an_unknown_template_is_found_before_the_data_is_read():
-    with pytest.raises(errors.UnknownTemplate):
-        load_corpus(data("missing.jsonl", template="alpacca"), TOKENIZER, seed=0)

@@ -1,6 +1,8 @@
 """What a peer keeps on disk of what happened to it."""
 
 import json
+from io import FileIO
+from threading import Thread
 
 from p2pllm.events import EvaluationSeen, RoundMissed, StepDone
 from p2pllm.journal import Journal, follow
@@ -37,6 +39,47 @@ def test_a_full_disk_never_stops_the_training(tmp_path, caplog):
     blocked.write_text("where the folder should be")
     written(blocked, STEP, STEP)
     assert "rows are lost" in caplog.text
+
+
+class FillingUp(FileIO):
+    """A file on a disk with so many bytes left."""
+
+    room = 10**9
+
+    def write(self, line):
+        return super().write(bytes(line)[: self.room])
+
+
+def test_a_row_that_fitted_in_part_costs_only_itself(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("p2pllm.journal.FileIO", FillingUp)
+    journal = Journal(tmp_path)
+    journal(MISSED)
+    with monkeypatch.context() as patch:
+        patch.setattr(FillingUp, "room", 10)
+        journal(STEP)
+        journal(STEP)
+    journal(MISSED)
+    journal.close()
+    rows = next(follow(tmp_path / "metrics.jsonl"))
+    assert [row["event"] for row in rows] == ["round_missed", "round_missed"]
+    assert caplog.text.count("rows are lost:") == 1
+    assert "2 rows are lost" in caplog.text
+
+
+def test_rows_of_several_threads_do_not_mix(tmp_path):
+    journal = Journal(tmp_path)
+
+    def write():
+        for _ in range(50):
+            journal(MISSED)
+
+    threads = [Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    journal.close()
+    assert len(next(follow(tmp_path / "ledger.jsonl"))) == 200
 
 
 def test_following_yields_each_complete_row_once(tmp_path):

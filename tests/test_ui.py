@@ -9,11 +9,19 @@ from rich.console import Console
 
 from p2pllm.charts import loss_chart, save_loss_png
 from p2pllm.cli import _addresses
-from p2pllm.demo_screen import DemoScreen
-from p2pllm.events import Evaluated, Finished, Opened, RoundCommitted, StepDone, Trouble
+from p2pllm.events import CaughtUp, Evaluated, Opened, RoundCommitted, StepDone, Trouble
 from p2pllm.swarm.records import Progress, Result
 from p2pllm.swarm.rounds import SwarmView
-from p2pllm.ui import LineScreen, join_line, rounds_table, size, status_json, status_table
+from p2pllm.ui import (
+    LineScreen,
+    describe,
+    join_line,
+    pasted,
+    rounds_table,
+    size,
+    status_json,
+    status_table,
+)
 
 COMMITTED = RoundCommitted(
     round=3,
@@ -50,6 +58,68 @@ def test_a_committed_round_is_one_line_with_who_came_and_what_it_took():
 def test_what_a_remote_peer_calls_itself_is_shown_as_it_is():
     trouble = Trouble(what="[red]catching up failed[/] [link=http://x]")
     assert "[red]catching up failed[/]" in seen(lambda console: LineScreen(console)(trouble))
+
+
+def test_a_remote_peer_cannot_take_over_the_terminal():
+    name = "bob\x1b[2J\x1b]0;mine\x07\n\u202eevil"
+    for event in (CaughtUp(round=1, digest="d", donor=name, seconds=1.0), Trouble(what=name)):
+        text = seen(lambda console, event=event: LineScreen(console)(event), width=200)
+        assert len(text.splitlines()) == 1
+        assert all(sign.isprintable() for sign in text.rstrip("\n"))
+    ann = Progress(
+        peer="A", name=name, role="trainer", state="ready", round=3, digest="\x1b[2J[/x]"
+    )
+    table = status_table("demo-1", SwarmView("me", (ann,)), 10)
+    assert "\x1b" not in seen(lambda console: console.print(table), width=200)
+
+
+def test_a_loss_that_is_no_number_is_said_in_words():
+    evaluated = Evaluated(round=1, digest="d", loss=math.nan, rows=8, seconds=1.0)
+    assert "held-out loss not a number" in describe(evaluated.as_row())
+    assert "held-out loss not a number" in describe({**evaluated.as_row(), "loss": None})
+
+
+def step(number):
+    return StepDone(
+        round=0, step=number, steps=5, loss=3.5, learning_rate=0.1, tokens_per_second=40.0
+    )
+
+
+def test_in_a_terminal_each_step_replaces_the_one_before():
+    def show(console):
+        screen = LineScreen(console)
+        for number in (1, 2):
+            screen(step(number))
+        screen(COMMITTED)
+
+    text = seen(show, width=300, terminal=True)
+    before, after = text.split("step 2/5")
+    assert before.count("\n") == 0
+    assert before.count("\r\x1b[2K") == 2
+    assert after.index("\r\x1b[2K") < after.index("committed")  # the line is taken away first
+    assert after.count("\n") == 1
+
+
+def test_a_step_line_never_wraps():
+    text = seen(lambda console: LineScreen(console)(step(1)), width=20, terminal=True)
+    assert "loss" not in text
+
+
+def test_in_a_log_the_steps_are_told_now_and_then():
+    def show(console):
+        screen = LineScreen(console)
+        for number in range(1, 6):
+            screen(step(number))
+
+    assert seen(show).count("step") == 1
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 100, 400])
+def test_a_command_on_several_lines_is_still_that_command(width):
+    command = join_line(["/ip4/127.0.0.1/tcp/46431/p2p/12D3KooW" + "x" * 44] * 2)
+    lines = pasted(command, width)
+    assert all(len(line) <= width for line in lines)
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == shlex.split(command)
 
 
 def test_the_door_prints_the_line_that_others_paste():
@@ -118,68 +188,26 @@ def test_a_falling_loss_falls_in_the_chart():
     assert min(marks)[1] < max(marks)[1]
 
 
+def test_a_constant_loss_is_a_level_line():
+    lines = loss_chart([(0, 2.0), (5, 2.0), (10, 2.0)], 60, 10).splitlines()
+    assert len([line for line in lines if "●" in line]) == 1
+    assert max(line.count("●") for line in lines) == 3
+
+
+def test_a_loss_that_is_no_number_leaves_a_gap_and_no_trace():
+    assert loss_chart([(0, 3.0), (1, math.nan), (2, 2.0)], 60, 10) == loss_chart(
+        [(0, 3.0), (2, 2.0)], 60, 10
+    )
+    assert "no loss" in loss_chart([(0, math.nan)], 60, 10)
+
+
+def test_a_chart_that_grows_keeps_its_right_edge():
+    lines = loss_chart([(0, 3.6), (1, 3.4)], 60, 10, last=10).splitlines()
+    assert lines[-1].startswith("round 0 ")
+    assert lines[-1].endswith(" 10")
+    assert all(line.rindex("●") < 20 for line in lines if "●" in line)
+
+
 def test_the_picture_is_a_png(tmp_path):
     save_loss_png(tmp_path / "loss.png", [(0, 3.6), (1, 3.2)], "demo")
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-
-
-def rows_of_a_run():
-    yield "bootstrap", "bootstrap", Opened(run="demo-1", addresses=["/ip4/1.2.3.4/tcp/1/p2p/A"])
-    yield (
-        "ann",
-        "trainer",
-        StepDone(round=3, step=2, steps=5, loss=3.5, learning_rate=0.1, tokens_per_second=40.0),
-    )
-    yield "ann", "trainer", COMMITTED
-    for round, loss in ((0, 3.63), (4, 3.12)):
-        yield (
-            "agg",
-            "aggregator",
-            Evaluated(round=round, digest="d", loss=loss, rows=8, seconds=1.0),
-        )
-    yield "ann", "trainer", Finished(round=4, digest="abcdef", path="/x/ann/final")
-    yield "agg", "aggregator", Finished(round=4, digest="abcdef", path="/x/agg/final")
-
-
-@pytest.fixture
-def screen(demo_run):
-    console = Console(width=80, height=24, force_terminal=True, file=io.StringIO())
-    return DemoScreen(demo_run, console)
-
-
-@pytest.fixture
-def demo_run():
-    from p2pllm.config.run import DataConfig, ModelConfig, RunConfig
-
-    return RunConfig(name="demo", model=ModelConfig(name="x"), data=DataConfig(source="y"))
-
-
-def test_the_demo_shows_peers_losses_and_how_to_join(screen):
-    for name, role, event in rows_of_a_run():
-        screen.note(name, role, event.as_row())
-    text = seen(lambda console: console.print(screen.render()), width=80)
-    assert "demo-1: round 4 of 10" in text
-    assert "p2pllm join --initial-peers" in text
-    assert "●" in text
-    assert all(len(line) <= 80 for line in text.splitlines())
-
-
-def test_the_demos_end_tells_the_fall_of_the_loss_and_that_all_adapters_are_one(screen, tmp_path):
-    for name, role, event in rows_of_a_run():
-        screen.note(name, role, event.as_row())
-    text = seen(lambda console: console.print(screen.report(tmp_path, tmp_path / "loss.png")))
-    assert "3.630 → 3.120" in text
-    assert "the same on every peer" in text
-    assert "/x/agg/final" in text
-
-
-def test_different_adapters_at_the_end_are_said_loudly(screen, tmp_path):
-    for name, digest in (("ann", "a"), ("bob", "b")):
-        screen.note(name, "trainer", Finished(round=4, digest=digest, path=None).as_row())
-    text = seen(lambda console: console.print(screen.report(tmp_path, tmp_path / "loss.png")))
-    assert "2 different adapters" in text
-
-
-def test_a_child_that_ends_too_early_is_news_once(screen):
-    assert screen.lose("ann", 1)
-    assert not screen.lose("ann", 1)

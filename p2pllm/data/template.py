@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from p2pllm.errors import ChatTemplateMissing, UnknownTemplate
+from p2pllm.errors import ChatTemplateMissing
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,9 @@ LAYOUTS = {
 
 
 def check_template(template: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises UnknownTemplate or ChatTemplateMissing before any row is read."""
-    if template == "chat":
-        if not tokenizer.chat_template:
-            raise ChatTemplateMissing(tokenizer=tokenizer.name_or_path or "of this model")
-    elif template not in LAYOUTS and "{instruction}" not in template:
-        raise UnknownTemplate(template=template, names=", ".join([*LAYOUTS, "chat"]))
+    """Raises ChatTemplateMissing before any row is read."""
+    if template == "chat" and not tokenizer.chat_template:
+        raise ChatTemplateMissing(tokenizer=tokenizer.name_or_path or "of this model")
 
 
 def render(template: str, example: Example, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """One held-out question, answered by the base model and by the tuned one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,9 @@ from transformers import PreTrainedTokenizerBase
 
 from p2pllm.config.run import RunConfig
 from p2pllm.data.corpus import load_corpus
-from p2pllm.data.sources import read_source
-from p2pllm.data.tokens import prompt_ids
+from p2pllm.data.sources import examples_of, read_source
+from p2pllm.data.template import Example
+from p2pllm.data.tokens import IGNORED, Row, prompt_ids
 from p2pllm.model.adapter import adapter_values, attach_adapter
 from p2pllm.model.pretrained import load_base
 from p2pllm.training.generation import answer
@@ -26,25 +28,40 @@ class Comparison:
     tuned: str
 
 
-def compare(run: RunConfig, final: Path) -> Comparison:
-    """Ask a question of the held-out rows; `final` is the folder of the tuned adapter."""
+def compare(run: RunConfig, final: Path) -> Comparison | None:
+    """Ask a question of the held-out rows; `final` is the folder of the tuned adapter.
+
+    None when the data has no questions, but only texts.
+    """
     base = load_base(run.model, run.seed)
-    question, reference = _held_out_question(run, base.tokenizer)
+    held_out = load_corpus(run.data, base.tokenizer, run.seed).held_out
+    said = examples_of(read_source(run.data), run.data, str(run.data.source))
+    asked = _question([e for e in said if isinstance(e, Example)], held_out, base.tokenizer)
+    if asked is None:
+        return None
     adapter = attach_adapter(base, run.lora, run.seed)
     adapter.adopt(adapter_values(final))
-    prompt = prompt_ids(run.data.template, question, "", base.tokenizer)
+    prompt = prompt_ids(run.data.template, asked.instruction, asked.context, base.tokenizer)
     return Comparison(
-        question,
-        reference,
+        asked.instruction,
+        asked.response,
         base=answer(adapter, prompt, with_adapter=False),
         tuned=answer(adapter, prompt),
     )
 
 
-def _held_out_question(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    groups = {row.group for row in load_corpus(run.data, tokenizer, run.seed).held_out}
-    records = [r for r in read_source(run.data) if "instruction" in r and "response" in r]
-    held_out = [r for r in records if str(r.get(run.data.eval_by or "")) in groups] or records
-    short = [r for r in held_out if len(r["response"]) in _SHORT] or held_out
-    chosen = short[len(short) // 2]
-    return str(chosen["instruction"]), str(chosen["response"])
+def _question(
+    examples: Sequence[Example], held_out: Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> Example | None:
+    """The first held-out question with a short answer, or with any; as text, not as tokens."""
+    found: Example | None = None
+    for row in held_out:
+        counted = [label != IGNORED for label in row.labels]
+        prompt = str(tokenizer.decode(row.input_ids[: counted.index(True)]))
+        # Of `ssl.SSL` and `ssl.SSLContext` the longer is meant.
+        inside = [e for e in examples if e.instruction and e.instruction in prompt]
+        asked = max(inside, key=lambda e: len(e.instruction), default=None)
+        if asked is not None and len(asked.response) in _SHORT:
+            return asked
+        found = found or asked
+    return found
