@@ -8,10 +8,7 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
-
-import numpy as np
 
 from p2pllm.config.peer import PeerConfig
 from p2pllm.config.run import (
@@ -22,46 +19,19 @@ from p2pllm.config.run import (
     ModelConfig,
     RunConfig,
 )
-from p2pllm.events import Event, Events, Finished, StepDone
-from p2pllm.roles.entry import Seat, seated
-from p2pllm.roles.trainer import Rows, Trainer
+from p2pllm.events import Event, Events, Finished
+from p2pllm.roles.entry import seated
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.memory_network import World
 from p2pllm.swarm.network import Timeouts
 from p2pllm.swarm.swarm import EventLoopThread, Swarm
-from p2pllm.training.learner import Work
+from tests.counting import CountingLearner, counting_trainer
 
 SIZE = 3000
 QUICK = Timeouts(
     dial=0.3, silence=0.4, record=1.0, heartbeat=0.1, announce=0.1, record_life=1.0, start=2.0
 )
-
-
-class CountingLearner:
-    """Adds a constant of its own in each local epoch; stops where the script says."""
-
-    def __init__(self, step: float, script: "Script") -> None:
-        self.size = SIZE
-        self._values = np.zeros(SIZE, np.float32)
-        self._step, self._script = np.float32(step), script
-
-    def values(self) -> Any:
-        return self._values.copy()
-
-    def adopt(self, values: Any) -> None:
-        self._values = values.copy()
-
-    def train(self, round: int, on_step: Any, stop: Any) -> Work:
-        self._script.before_training(round)
-        if not stop():
-            self._values += self._step
-            on_step(
-                StepDone(
-                    round=round, step=1, steps=1, loss=1.0, learning_rate=1.0, tokens_per_second=1.0
-                )
-            )
-        return Work(samples=4, steps=1, tokens=8, loss=1.0, seconds=0.01, skipped=0)
 
 
 class Script:
@@ -97,19 +67,11 @@ class Peer:
         self._seated = seated(
             self.swarm, churn.manifest, config, "trainer", Events(self.events.append)
         )
-        self.trainer = self._trainer(self._seated.__enter__(), len(churn.peers) + 1)
+        step = 1e-3 * (len(churn.peers) + 1)
+        learner = CountingLearner(SIZE, step, self.script.before_training)
+        self.trainer = counting_trainer(self._seated.__enter__(), learner)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-
-    def _trainer(self, seat: Seat, step: float) -> Trainer:
-        adapter = SimpleNamespace(
-            size=SIZE,
-            initial_values=lambda seed: np.zeros(SIZE, np.float32),
-            save=lambda folder, values: (folder / "values").write_bytes(values.tobytes()),
-        )
-        rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
-        learner = CountingLearner(step * 1e-3, self.script)
-        return Trainer(seat, cast(Any, learner), cast(Any, adapter), rows)
 
     def _run(self) -> None:
         with ExitStack() as end:

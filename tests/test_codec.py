@@ -36,6 +36,16 @@ def test_tiny_deltas_keep_their_precision_in_fp16():
     np.testing.assert_allclose(decode(encode(values, "fp16"), "fp16"), values, rtol=1e-3)
 
 
+def test_fp16_on_the_wire_is_the_nearest_float16():
+    every = np.arange(0x3C01, dtype=np.uint16).view(np.float16).astype(np.float32)  # 0 to 1
+    between = (every[:-1] + every[1:]) / 2  # ties go to the even one
+    values = np.concatenate([every, between, -every, -between])
+    frame = encode(values, "fp16")
+    halves = np.frombuffer(frame, "<f2", offset=4)
+    np.testing.assert_array_equal(halves, values.astype(np.float16))
+    np.testing.assert_array_equal(decode(frame, "fp16"), halves.astype(np.float32))
+
+
 def test_not_a_number_stays_visible():
     values = np.array([1.0, np.nan, 2.0], np.float32)
     assert not np.isfinite(decode(encode(values, "fp16"), "fp16")).all()

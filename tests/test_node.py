@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import time
+from typing import Self
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ class Peers:
             for seed, name in enumerate(names, 1)
         }
 
-    async def start(self, *clients: str) -> "Peers":
+    async def start(self, *clients: str) -> Self:
         for name, identity in self.identities.items():
             network = self.world.join(identity, dialable=name not in clients)
             node = Node(network, identity, self.manifest, QUICK)

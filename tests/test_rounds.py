@@ -1,5 +1,7 @@
 """The pure decisions: what to do next, whom to follow, whom to wait for."""
 
+from collections import Counter
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,8 +92,33 @@ def test_two_trainers_where_one_committed_alone_go_on_from_it():
     )
 
 
-def test_nobody_goes_back_to_an_earlier_round():
-    assert next_action(at(6), view(peer("ann", 3), peer("bob", 3)), 9) == Train()
+def test_who_went_on_alone_while_it_was_cut_off_comes_back_to_the_others():
+    others = view(peer("ann", 3), peer("bob", 3))
+    assert next_action(at(6, "z"), others, 9) == CatchUp(Anchor(3, "a"), ("ann", "bob"))
+    seen_by_ann = view(peer("bob", 3), peer("me", 6, "z"))
+    assert next_action(at(3), seen_by_ann, 9) == Train()
+
+
+def test_who_is_the_first_to_commit_goes_on_and_the_others_need_a_second_word():
+    assert next_action(at(4, "b"), view(peer("ann", 3), peer("bob", 3)), 9) == Train()
+    one = view(peer("ann", 4, "b"), peer("bob", 3))
+    assert next_action(at(3, has_trained=True), one, 9) == Average()
+    two = view(peer("ann", 4, "b"), peer("bob", 4, "b"))
+    assert isinstance(next_action(at(3, has_trained=True), two, 9), CatchUp)
+
+
+rounds_held = st.lists(st.tuples(st.integers(0, 4), st.sampled_from("ab")), min_size=2, max_size=7)
+
+
+@given(rounds_held)
+def test_following_the_agreed_adapter_brings_everybody_together(held):
+    anchors = [Anchor(*a) for a in held]
+    for _ in range(2 * len(anchors)):
+        for at in range(len(anchors)):
+            others = [peer(str(i), a.round, a.digest) for i, a in enumerate(anchors) if i != at]
+            anchors[at] = agreed_anchor(anchors[at], view(*others)) or anchors[at]
+    assert 2 * max(Counter(anchors).values()) >= len(anchors)  # the rest waits a step ahead
+    assert max(a.round for a in anchors) - min(a.round for a in anchors) <= 1
 
 
 def test_fresh_trainers_go_on_from_the_designated_aggregator():

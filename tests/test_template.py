@@ -91,7 +91,6 @@ def test_every_template_that_the_configuration_names_exists():
         check_template(name, TOKENIZER)
 
 
-
 def test_chat_without_a_chat_template_is_a_letter():
     with pytest.raises(ChatTemplateMissing, match=r"data\.template=alpaca"):
         check_template("chat", byte_tokenizer(chat=None))

@@ -57,7 +57,7 @@ def _question(
     found: Example | None = None
     for row in held_out:
         counted = [label != IGNORED for label in row.labels]
-        prompt = str(tokenizer.decode(row.input_ids[: counted.index(True)]))
+        prompt = str(tokenizer.decode(list(row.input_ids[: counted.index(True)])))
         # Of `ssl.SSL` and `ssl.SSLContext` the longer is meant.
         inside = [e for e in examples if e.instruction and e.instruction in prompt]
         asked = max(inside, key=lambda e: len(e.instruction), default=None)

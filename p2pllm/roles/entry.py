@@ -187,6 +187,19 @@ def load_base_model(seat: Seat) -> "Base":
     return base
 
 
+def check_base(base: "Base", view: SwarmView) -> None:
+    """Before the first average: peers that started together could not compare their bases then.
+
+    The majority counts, and between equals the greater hash: somebody has to give way.
+    Raises BaseDiffers.
+    """
+    votes = Counter(p.base for p in view.peers if p.base and p.state != "leaving")
+    votes[base.weights_sha256] += 1
+    chosen = max(votes, key=lambda weights: (votes[weights], weights))
+    if chosen != base.weights_sha256:
+        raise BaseDiffers(name=base.name, ours=base.weights_sha256, theirs=chosen)
+
+
 def working(seat: Seat, doing: str) -> None:
     seat.events.emit(Working(doing=doing))
 

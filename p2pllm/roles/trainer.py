@@ -24,7 +24,7 @@ from p2pllm.events import (
 from p2pllm.model.adapter import Adapter, Values, attach_adapter
 from p2pllm.roles.entry import (
     Seat,
-    linger,
+    check_base,
     load_base_model,
     working,
 )
@@ -48,6 +48,7 @@ from p2pllm.training.outer import OuterOptimizer
 from p2pllm.training.source import ShardSource
 
 _PAUSE = 1.0  # seconds before another attempt after one that failed
+_LOOK = 0.5  # seconds between two looks at the swarm while nothing is to be done
 _LINGER = 120.0  # seconds for which a finished trainer stays for those that still need it
 
 
@@ -108,12 +109,16 @@ class Trainer:
         self._samples = 0
         self._waiting_since = 0.0
         self._last_result = -1
+        self._kept: Finished | None = None  # the result, once it is on disk
+        self._leaves_at = 0.0  # the latest time, by the monotonic clock, to leave after that
 
     def run(self) -> None:
         """Returns when the run is over, or when the peer was asked to stop."""
         while not self._seat.stop.is_set():
             view = self._swarm.view()
             self._notice_results(view)
+            if self._anchor is not None and self._anchor.round == 0:
+                check_base(self._adapter.base, view)
             standing = Standing(self._anchor, self._work is not None)
             match next_action(standing, view, self._run.rounds):
                 case Start():
@@ -125,8 +130,11 @@ class Trainer:
                 case Average():
                     self._average(view)
                 case Finish():
-                    self._finish()
-                    return
+                    if self._finish(view):
+                        break
+                    self._seat.stop.wait(_LOOK)
+        if self._kept is not None:
+            self._events.emit(self._kept)
 
     # ---- the actions
 
@@ -211,24 +219,28 @@ class Trainer:
                     )
                 )
 
-    def _finish(self) -> None:
+    def _finish(self, view: SwarmView) -> bool:
+        """Keep the result, and stay as a donor until nobody needs it any more: True. When the
+        others agree on another adapter meanwhile, the trainer comes here once more."""
         assert self._anchor is not None
-        final = self._anchor
+        if self._kept is None or self._kept.digest != self._anchor.digest:
+            self._keep(self._anchor)
+            return False
+        return not _still_needs(self._anchor, view) or time.monotonic() > self._leaves_at
+
+    def _keep(self, final: Anchor) -> None:
         path = None
         try:
             facts = {"run": self._seat.manifest.run_id, "samples": self._samples}
             facts["fingerprint"] = self._seat.manifest.fingerprint
             checkpoints = Checkpoints(self._seat.folder, keep=1)
-            path = checkpoints.save_final(final.round, self._adapter, self._state, facts)
-            self._events.emit(CheckpointSaved(round=final.round, path=str(path)))
+            path = str(checkpoints.save_final(final.round, self._adapter, self._state, facts))
+            self._events.emit(CheckpointSaved(round=final.round, path=path))
         except P2PLLMError as problem:
             self._events.emit(Trouble(what=problem.letter))
         self._swarm.announce(state="finished")
-        linger(self._seat, lambda view: not _still_needs(final, view), _LINGER)
-        self._notice_results(self._swarm.view())
-        self._events.emit(
-            Finished(round=final.round, digest=final.digest, path=str(path) if path else None)
-        )
+        self._leaves_at = time.monotonic() + _LINGER
+        self._kept = Finished(round=final.round, digest=final.digest, path=path)
 
     # ---- their parts
 

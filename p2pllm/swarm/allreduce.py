@@ -33,7 +33,7 @@ from p2pllm.swarm.network import (
     send,
     send_message,
 )
-from p2pllm.swarm.reducer import AttemptFailed, Reducer, decoded
+from p2pllm.swarm.reducer import NORM_SLACK, AttemptFailed, Reducer, decoded, squares
 
 REDUCE = "p2pllm/reduce"  # the stream protocol's name
 _CHUNK, _OK, _ABORT = b"c", b"k", b"a"  # first byte of what a reducer sends
@@ -177,8 +177,11 @@ class AllReduce:
             values[piece] = decoded(payload, size, stream.peer, self.group)
         if await self._reply(stream, 0) is not None:
             raise AttemptFailed(stream.peer, "sent more than its part")
-        if not math.isfinite(float(np.dot(values, values))):
+        norm = math.sqrt(squares(values))
+        if not math.isfinite(norm):
             raise AttemptFailed(stream.peer, "its average is not finite")
+        if norm > self.group.longest_average(stream.peer) * NORM_SLACK + 1e-6:
+            raise AttemptFailed(stream.peer, "its average is larger than any that it can have")
 
     async def _reply(self, stream: Stream, size: int) -> bytes | None:
         """An encoded chunk; None for OK. Raises AttemptFailed when the reducer aborts."""

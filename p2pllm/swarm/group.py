@@ -74,6 +74,17 @@ class Group:
             for m in self.members
         }
 
+    def longest_average(self, reducer: PeerId) -> float:
+        """The largest norm that an honest average of a part can have, rounding left aside.
+
+        reducer: what it still owes from earlier rounds (int8) is part of the norm it declared.
+        """
+        if self.robust == "trimmed_mean":
+            return math.sqrt(sum(m.norm**2 for m in self.members))
+        shares = self.shares()
+        owed = sum(m.norm for m in self.members if m.peer == reducer and self.compression == "int8")
+        return sum(shares[m.peer] * m.norm for m in self.members) + owed
+
     def out_of_proportion(self) -> dict[PeerId, str]:
         """The members whose norm or weight is cut down, and by how much it was too large."""
         found: dict[PeerId, str] = {}

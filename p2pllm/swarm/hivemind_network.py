@@ -38,6 +38,8 @@ from p2pllm.swarm.records import is_acceptable
 logger = logging.getLogger(__name__)
 _FAILURES = (OSError, EOFError, P2PDaemonError, P2PHandlerError, asyncio.IncompleteReadError)
 _HEADER = 4  # bytes of a frame's length
+_AHEAD = 1 << 18  # bytes read before they are asked for; asyncio's 64 KiB is half a frame
+_BEHIND = 1 << 20  # bytes on their way to the daemon: a few frames
 
 # Run in the daemon's place just before it: p2pd would outlive a killed parent, and a Ctrl+C meant
 # for us would take it away before we have said good-bye to the swarm.
@@ -93,11 +95,15 @@ class _DaemonStream:
         self.peer = peer
         self.bytes_sent = self.bytes_received = 0
         self._reader, self._writer = reader, writer
+        reader._limit = _AHEAD  # type: ignore[attr-defined]  # hivemind opens it without asking us
+        with contextlib.suppress(OSError):  # a system that allows less keeps what it has
+            link = writer.get_extra_info("socket")
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BEHIND)
 
     async def send(self, frame: bytes | memoryview) -> None:
         try:
-            self._writer.write(len(frame).to_bytes(_HEADER, "big"))
-            self._writer.write(frame)
+            # At once: the daemon would make a packet of its own of the header.
+            self._writer.writelines((len(frame).to_bytes(_HEADER, "big"), frame))
             await self._writer.drain()
         except _FAILURES as problem:
             raise NetworkError(f"{self.peer} hung up") from problem

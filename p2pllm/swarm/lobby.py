@@ -38,6 +38,7 @@ from p2pllm.swarm.rounds import (
 JOIN = "p2pllm/join"  # the stream protocol's name
 HELLO = "p2pllm/hello"  # answers with the peer's own progress record
 _LOOK = 0.5  # seconds between two looks at the records while a group gathers
+_ALONE = 120.0  # seconds for which one that nobody answers any more takes itself to be cut off
 _SUSPICION = 30.0  # seconds for which a peer that did not answer is not asked to lead
 
 
@@ -65,6 +66,7 @@ class _Gathering:
     opened: float
     seats: dict[PeerId, tuple[Member, "asyncio.Future[_Outcome]"]] = field(default_factory=dict)
     silent: dict[PeerId, int] = field(default_factory=dict)  # unanswered hellos in a row
+    refused: dict[PeerId, str] = field(default_factory=dict)  # who came and could not be let in
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     last: float = 0.0  # when the last member came
 
@@ -89,6 +91,7 @@ class Lobby:
         self._suspects: dict[PeerId, float] = {}
         self._blamed: dict[PeerId, str] = {}  # left out of this round's further attempts
         self._waits: list[float] = []
+        self._had_company = False
 
     def stand_at(self, anchor: Anchor, size: int, leads: bool) -> None:
         """Tell the lobby which adapter this peer holds, and whether it trains on it."""
@@ -100,7 +103,6 @@ class Lobby:
     def blame(self, peer: PeerId, reason: str) -> None:
         """Leave a peer out of the next attempts at this round."""
         self._blamed[peer] = reason
-        self._suspect(peer)
 
     # ---- as a member
 
@@ -115,7 +117,9 @@ class Lobby:
     async def _nobody_closed(self, anchor: Anchor, mine: Member) -> NoGroup:
         """The longest wait is over. A leader that had a quorum has no excuse."""
         view = await self._view()
-        ready = [p for p in view.trainers if p.state == "ready" and p.peer in expected_in(anchor, view)]
+        ready = [
+            p for p in view.trainers if p.state == "ready" and p.peer in expected_in(anchor, view)
+        ]
         if len(ready) + 1 < self._rules.min_peers:
             return NoGroup(f"fewer than {self._rules.min_peers} trainers are ready")
         leader = leader_of(anchor, view, self._suspected(), mine.dialable)
@@ -138,6 +142,8 @@ class Lobby:
                     return NoGroup(f"{view.name(leader)} {self._blamed[leader]}")
                 case Group() | NoGroup():
                     return outcome
+                case _Redirect(leader=other) if other != leader:
+                    self._suspects.pop(other, None)  # somebody else can speak with it
             await asyncio.sleep(_LOOK)  # redirected: look again, the records are catching up
 
     async def _ask(self, leader: PeerId, anchor: Anchor, mine: Member) -> _Outcome:
@@ -213,6 +219,8 @@ class Lobby:
             return NoGroup(f"left out of this round: {blamed}") if blamed else None
         here = f"round {self._anchor.round}" if self._anchor else "no round yet"
         ahead = self._anchor is not None and self._anchor.round >= anchor.round
+        if self._gathering is not None:
+            self._gathering.refused[peer] = f"stale anchor: it came for round {anchor.round}"
         return NoGroup(f"stale anchor: the leader is at {here}, another adapter", ahead)
 
     def _seat(self, anchor: Anchor, member: Member) -> "asyncio.Future[_Outcome]":
@@ -276,11 +284,15 @@ class Lobby:
         deadline = learned_deadline(self._waits, self._rules.deadline)
         if len(here.seats) < self._rules.min_peers:
             return None
+        if waited < self._patience(here, view):
+            return None
         if missing and waited < deadline and len(here.seats) < self._rules.max_group:
             return None
+        self._had_company = bool(view.peers)  # who has waited long enough goes on alone
         self._waits.append(here.last - here.opened if not missing else waited)
-        left_out = dict.fromkeys(missing, f"not ready after {waited:.1f} s")
-        left_out |= {p: "does not answer" for p, n in here.silent.items() if n > 1}
+        left_out = self._behind(here, view)
+        left_out |= dict.fromkeys(missing, f"not ready after {waited:.1f} s") | here.refused
+        left_out |= dict.fromkeys(self._gone(here, view), "does not answer")
         members = sorted((m for m, _ in here.seats.values()), key=lambda m: m.peer)
         members = members[: self._rules.max_group]
         return Group(
@@ -297,11 +309,34 @@ class Lobby:
         )
 
     def _missing(self, here: _Gathering, view: SwarmView) -> set[PeerId]:
-        gone = {p for p, strikes in here.silent.items() if strikes > 1}
-        expected = expected_in(here.anchor, view) - gone - set(self._blamed)
+        expected = expected_in(here.anchor, view) - self._gone(here, view) - set(self._blamed)
         if self._leads and self._anchor == here.anchor:
             expected |= {self._network.me}
         return set(expected) - set(here.seats)
+
+    def _patience(self, here: _Gathering, view: SwarmView) -> float:
+        """How long, in seconds, the group does not close with those who are here. When most of the
+        others, or all that we knew, fall silent at once, it is rather we who are cut off; what we
+        then did alone would be lost when we are back."""
+        if not view.peers:
+            return _ALONE if self._had_company else 0.0
+        self._had_company = True
+        away = {p.peer for p in view.trainers if p.state in ("training", "ready")} - set(here.seats)
+        return self._timeouts.record_life if len(away) > len(here.seats) else 0.0
+
+    def _behind(self, here: _Gathering, view: SwarmView) -> dict[PeerId, str]:
+        """Who takes part in the run, but not from this adapter on."""
+        return {
+            p.peer: f"holds round {p.round}, not this adapter of round {here.anchor.round}"
+            for p in view.trainers
+            if p.state in ("training", "ready") and p.peer not in here.seats
+            if Anchor(p.round, p.digest) != here.anchor
+        }
+
+    def _gone(self, here: _Gathering, view: SwarmView) -> set[PeerId]:
+        """Who is expected and has not answered our hello twice."""
+        silent = {p for p, strikes in here.silent.items() if strikes > 1}
+        return silent & expected_in(here.anchor, view) - set(here.seats)
 
     async def _greet_missing(self, here: _Gathering, view: SwarmView) -> None:
         """Find out at once who is dead, rather than when its record expires."""
@@ -312,6 +347,7 @@ class Lobby:
                 await receive_message(stream, self._timeouts.dial / 2)
                 stream.close()
                 here.silent.pop(peer, None)
+                self._suspects.pop(peer, None)
             except NetworkError:
                 here.silent[peer] = here.silent.get(peer, 0) + 1
 
@@ -327,8 +363,9 @@ class Lobby:
         self._suspects[peer] = time.monotonic() + _SUSPICION
 
     def _suspected(self) -> set[PeerId]:
+        """Who is not asked to lead, just now or in this round."""
         now = time.monotonic()
-        return {peer for peer, until in self._suspects.items() if until > now}
+        return {peer for peer, until in self._suspects.items() if until > now} | set(self._blamed)
 
 
 def _as_answer(outcome: _Outcome) -> dict[str, Any]:

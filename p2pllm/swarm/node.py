@@ -168,6 +168,8 @@ class Node:
             record = read(Progress, author, key, author, data)
             if record is None or record.peer != author or author == self._network.me:
                 continue
+            if record.expires <= now:
+                continue  # replayed
             if record.expires >= peers.get(author, record).expires:
                 peers[author] = record
         await self._read_slow_records()

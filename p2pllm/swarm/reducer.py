@@ -12,7 +12,7 @@ from p2pllm.swarm.codec import Floats, chunks, decode, encode, encoded_size
 from p2pllm.swarm.group import Group
 from p2pllm.swarm.network import PeerId
 
-_NORM_SLACK = 1.02  # rounding on the wire must not make an honest peer a liar
+NORM_SLACK = 1.02  # rounding on the wire must not make an honest peer a liar
 _TRIM_FROM = 4  # members; with fewer, dropping two values leaves too little
 
 
@@ -58,7 +58,7 @@ class Reducer:
         """
         size = self._own[self.pieces[at]].size
         chunk = decoded(frame, size, sender, self._group)
-        self._squares[sender] += float(np.dot(chunk, chunk))
+        self._squares[sender] += squares(chunk)
         if not math.isfinite(self._squares[sender]):
             raise AttemptFailed(sender, "its delta is not finite")
         return self._add(at, sender, chunk)
@@ -66,7 +66,7 @@ class Reducer:
     def close(self, sender: PeerId) -> None:
         """Everything of this member has come. Raises AttemptFailed when it is too much."""
         declared = next(m.norm for m in self._group.members if m.peer == sender)
-        if math.sqrt(self._squares[sender]) > declared * _NORM_SLACK + 1e-6:
+        if math.sqrt(self._squares[sender]) > declared * NORM_SLACK + 1e-6:
             raise AttemptFailed(sender, "its delta is larger than it declared")
         self._unchecked.discard(sender)
 
@@ -107,6 +107,12 @@ class Reducer:
         counted[highest, columns] = counted[lowest, columns] = 0
         mean: Floats = (values * counted).sum(axis=0) / counted.sum(axis=0)
         return mean
+
+
+def squares(values: Floats) -> float:
+    """The sum of the squares; not finite when a value is not, or is too large for a float32."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.dot(values, values))
 
 
 def decoded(frame: bytes, size: int, peer: PeerId, group: Group) -> Floats:

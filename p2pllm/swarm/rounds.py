@@ -100,17 +100,20 @@ def next_action(mine: Standing, view: SwarmView, rounds: int) -> Action:
 def agreed_anchor(mine: Anchor | None, view: SwarmView) -> Anchor | None:
     """The adapter to go on from: the latest round, and in it the digest that most trainers hold.
 
-    One broken or lying trainer must not drag the others along: a round more than one ahead of the
-    median of the other trainers does not count, unless the designated aggregator holds it too.
-    Nobody ever goes back to an earlier round.
+    One trainer must not drag the others along, whether it lies, or was cut off and went on alone:
+    a round more than one ahead of the median of the trainers does not count, and the one after the
+    median only when two of them hold it, unless the designated aggregator holds it too. Who is too
+    far ahead comes back: all decide alike from the same records.
     """
-    others = [Anchor(p.round, p.digest) for p in view.trainers if p.digest]
-    horizon = statistics.median_low([a.round for a in others]) + 1 if others else 0
+    held = [Anchor(p.round, p.digest) for p in view.trainers if p.digest]
+    held += [mine] if mine is not None else []
     kept = _kept_by_aggregator(view)
-    candidates = [a for a in others if a.round <= max(horizon, kept.round if kept else 0)]
-    candidates += [a for a in (mine, kept) if a is not None]
-    if not candidates:
-        return None
+    if not held:
+        return kept
+    votes, median = Counter(held), statistics.median_high(a.round for a in held)
+    needed = 2 if len(held) > 2 else 1
+    candidates = [a for a in held if a.round <= median + (votes[a] >= needed or a == mine)]
+    candidates += [kept] if kept is not None else []
     latest = max(a.round for a in candidates)
     votes = Counter(a for a in candidates if a.round == latest)
     # A tie is broken by the digests, which everybody compares alike.

@@ -1,0 +1,56 @@
+"""A trainer's parts without a model: a learner that only counts, for tests of everything else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+
+from p2pllm.events import StepDone
+from p2pllm.roles.entry import Seat
+from p2pllm.roles.trainer import Rows, Trainer
+from p2pllm.training.learner import Work
+
+
+class CountingLearner:
+    """Adds a constant of its own in each local epoch."""
+
+    def __init__(self, size: int, step: float, before_training: Callable[[int], None]) -> None:
+        """before_training: called with the round; it may wait, or end the peer."""
+        self.size = size
+        self._values = np.zeros(size, np.float32)
+        self._step, self._before_training = np.float32(step), before_training
+
+    def values(self) -> Any:
+        return self._values.copy()
+
+    def adopt(self, values: Any) -> None:
+        self._values = values.copy()
+
+    def train(self, round: int, on_step: Any, stop: Any) -> Work:
+        self._before_training(round)
+        if not stop():
+            self._values += self._step
+            on_step(
+                StepDone(
+                    round=round, step=1, steps=1, loss=1.0, learning_rate=1.0, tokens_per_second=1.0
+                )
+            )
+        return Work(samples=4, steps=1, tokens=8, loss=1.0, seconds=0.01, skipped=0)
+
+
+def counting_trainer(seat: Seat, learner: CountingLearner) -> Trainer:
+    """The real trainer role around it."""
+    adapter = SimpleNamespace(
+        base=SimpleNamespace(name="none", weights_sha256=""),
+        size=learner.size,
+        initial_values=lambda seed: np.zeros(learner.size, np.float32),
+        save=_save,
+    )
+    rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
+    return Trainer(seat, cast(Any, learner), cast(Any, adapter), rows)
+
+
+def _save(folder: Path, values: Any) -> None:
+    (folder / "values").write_bytes(values.tobytes())
