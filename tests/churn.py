@@ -105,7 +105,7 @@ class Churn:
     """A run, and what happens in it."""
 
     def __init__(self, folder: Path, rounds: int = 3, **averaging: Any) -> None:
-        deadline = Deadline(floor=0.5, ceiling=2.0)
+        deadline = Deadline(floor=0.5, ceiling=1.0)
         run = RunConfig(
             name="churn",
             rounds=rounds,

@@ -10,6 +10,7 @@ import pytest
 
 from p2pllm.config.run import AveragingConfig, DataConfig, Deadline, ModelConfig, RunConfig
 from p2pllm.digest import digest_of
+from p2pllm.swarm import lobby
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.memory_network import World
@@ -22,6 +23,12 @@ QUICK = Timeouts(
     dial=0.2, silence=0.3, record=0.5, heartbeat=0.05, announce=0.1, record_life=1.0, start=1.0
 )
 RULES = AveragingConfig(deadline=Deadline(floor=0.3, ceiling=1.0))
+
+
+@pytest.fixture(autouse=True)
+def _lively(monkeypatch):
+    """Peers look at the records more often than in real life."""
+    monkeypatch.setattr(lobby, "_LOOK", 0.05)
 
 
 class Peers:

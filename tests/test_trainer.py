@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 
 from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed
+from p2pllm.roles import trainer
 from p2pllm.roles.trainer import Offer
+from p2pllm.swarm import lobby
 from tests.churn import Churn
+
+
+@pytest.fixture(autouse=True)
+def _lively(monkeypatch):
+    """Peers look around more often than in real life."""
+    monkeypatch.setattr(lobby, "_LOOK", 0.05)
+    monkeypatch.setattr(trainer, "_LOOK", 0.05)
+    monkeypatch.setattr(trainer, "_PAUSE", 0.1)
 
 
 def test_three_trainers_end_with_the_same_adapter(tmp_path):
@@ -40,9 +50,9 @@ def test_a_late_joiner_catches_up_and_ends_like_the_others(tmp_path, outer):
 
 
 def test_a_slow_peer_misses_a_round_and_its_work_is_carried_into_the_next(tmp_path):
-    churn = Churn(tmp_path, rounds=4, min_peers=2).slow("cat", at_round=1, seconds=4.0)
+    churn = Churn(tmp_path, rounds=4, min_peers=2).slow("cat", at_round=1, seconds=2.0)
     for round in (2, 3):
-        churn.slow("ann", round, 2.0)
+        churn.slow("ann", round, 1.0)
     peers = churn.play("ann", "bob", "cat")
     assert len({peer.final.digest for peer in peers.values()}) == 1
     left_out = [e.left_out for e in peers["ann"].of(RoundCommitted)]

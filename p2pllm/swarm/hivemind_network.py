@@ -193,10 +193,11 @@ class HivemindNetwork:
                 )
         except (TimeoutError, P2PDaemonError, OSError) as problem:
             raise self._start_failure(problem) from problem
+        if not self._config.client_only:
+            for protocol, handler in self._handlers.items():
+                await self._add(protocol, handler)
         if peers and not await self.is_connected():
             raise NoPeersReached(peers="\n".join(peers))
-        for protocol, handler in self._handlers.items():
-            await self._add(protocol, handler)
 
     def _start_failure(self, problem: Exception) -> Exception:
         text = str(problem)
@@ -296,21 +297,27 @@ class HivemindNetwork:
         return bool(await self.addresses())
 
     async def reconnect(self) -> bool:
-        """Find the DHT again after its table ran empty: ping the peers we started from and those
-        seen since. A node that was cut off for half a minute never does so by itself."""
-        for address in list(self._known):
-            maddr = Multiaddr(address)
-            peer = PeerID.from_base58(maddr["p2p"])
-            with contextlib.suppress(*_FAILURES, TimeoutError):
-                async with asyncio.timeout(self._timeouts.dial):
-                    await self._daemon._client.connect(peer, [maddr.decapsulate("/p2p")])
-                    await self._node.protocol.call_ping(peer)
+        """Dial and ping those of the peers seen so far that the DHT has lost. A node that was cut
+        off for half a minute never finds it again by itself."""
+        table = self._node.protocol.routing_table.peer_id_to_uid
+        lost: dict[PeerID, list[Multiaddr]] = {}
+        for maddr in map(Multiaddr, self._known):
+            if (peer := PeerID.from_base58(maddr["p2p"])) not in table and str(peer) != self.me:
+                lost.setdefault(peer, []).append(maddr.decapsulate("/p2p"))
+        await asyncio.gather(*(self._call(peer, maddrs) for peer, maddrs in lost.items()))
         return await self.is_connected()
+
+    async def _call(self, peer: PeerID, maddrs: list[Multiaddr]) -> None:
+        with contextlib.suppress(*_FAILURES, TimeoutError):
+            async with asyncio.timeout(self._timeouts.dial):
+                await self._daemon._client.connect(peer, maddrs)
+                await self._node.protocol.call_ping(peer)
 
     async def restart(self) -> None:
         """Replace a daemon that died. The identity, the handlers and the addresses stay."""
         await self._stop()
-        await self._start()
+        with contextlib.suppress(NoPeersReached):  # `reconnect` goes on trying
+            await self._start()
 
     async def addresses(self) -> list[str]:
         """Addresses under which others can dial this peer, each with its /p2p/ part."""

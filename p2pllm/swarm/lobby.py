@@ -130,6 +130,7 @@ class Lobby:
     async def _join(self, anchor: Anchor, mine: Member) -> Group | NoGroup:
         while True:
             view = await self._view()
+            self._had_company |= bool(view.peers)
             leader = leader_of(anchor, view, self._suspected(), mine.dialable)
             outcome = await (
                 self._seat(anchor, mine)
@@ -320,8 +321,8 @@ class Lobby:
         then did alone would be lost when we are back."""
         if not view.peers:
             return _ALONE if self._had_company else 0.0
-        self._had_company = True
-        away = {p.peer for p in view.trainers if p.state in ("training", "ready")} - set(here.seats)
+        alive = {p.peer for p in view.trainers if p.state in ("training", "ready")}
+        away = (alive | ({self._network.me} if self._leads else set())) - set(here.seats)
         return self._timeouts.record_life if len(away) > len(here.seats) else 0.0
 
     def _behind(self, here: _Gathering, view: SwarmView) -> dict[PeerId, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from p2pllm.errors import P2PLLMError
 from p2pllm.swarm.allreduce import REDUCE, AllReduce, Desk
 from p2pllm.swarm.codec import Floats
 from p2pllm.swarm.group import Group, Member
@@ -101,6 +102,8 @@ class Node:
         self._results: Results = Results(results=[])
         self._rounding: Floats | None = None  # what int8 lost in earlier rounds
         self._view = SwarmView(network.me)
+        self._names: dict[PeerId, str] = {}  # of everybody whose record we have seen
+        self._is_calling = False
         self._slow_read = -1e9  # monotonic time when designation and results were last read
         self._lobby = Lobby(self._streams, manifest.run.averaging, self.view, timeouts)
         self._desk = Desk(timeouts)
@@ -173,11 +176,13 @@ class Node:
             if record.expires >= peers.get(author, record).expires:
                 peers[author] = record
         await self._read_slow_records()
+        self._names |= {p.peer: p.name for p in peers.values()}
         self._view = SwarmView(
             self._network.me,
             tuple(sorted(peers.values(), key=lambda p: p.peer)),
             self._designation[0].aggregator if self._designation else None,
             tuple(self._results.results),
+            self._names,
         )
         return self._view
 
@@ -285,17 +290,26 @@ class Node:
                     await self._renew_shared()
                     if self._is_aggregator() and self._results.results:
                         await self.publish(self._results)
-            except NetworkError as problem:
+            except (NetworkError, P2PLLMError) as problem:  # the next turn tries again
                 logger.info("renewing our records failed: %s", problem)
 
     async def _mend_network(self) -> None:
         if not await self._network.is_alive():
             self.on_trouble("the libp2p daemon died or is stuck; starting it again")
             await self._network.restart()
-        elif await self._network.is_connected() or not self._view.peers:
-            return
-        elif await self._network.reconnect():
-            self.on_trouble("lost the swarm for a while; found it again")
+        elif not self._is_calling:
+            self._is_calling = True
+            self._in_background(self._call_the_lost())
+
+    async def _call_the_lost(self) -> None:
+        """Dial those that we knew and have no link to: after a cut nobody else would, and the two
+        halves of a swarm that was parted do not find each other by themselves."""
+        try:
+            was_connected = await self._network.is_connected()
+            if await self._network.reconnect() and not was_connected and self._names:
+                self.on_trouble("lost the swarm for a while; found it again")
+        finally:
+            self._is_calling = False
 
     async def _renew_shared(self) -> None:
         """Keep the manifest and the designation alive: any peer may serve them."""

@@ -8,7 +8,7 @@ import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2pllm.config.run import Deadline
 from p2pllm.swarm.network import PeerId
@@ -31,6 +31,7 @@ class SwarmView:
     peers: tuple[Progress, ...] = ()
     aggregator: PeerId | None = None  # as the owner designated it
     results: tuple[Result, ...] = ()
+    names: dict[PeerId, str] = field(default_factory=dict)  # of those, too, that are gone
 
     @property
     def trainers(self) -> tuple[Progress, ...]:
@@ -39,7 +40,9 @@ class SwarmView:
 
     def name(self, peer: PeerId) -> str:
         """A peer's name for people; the end of its id when it is not known."""
-        return next((p.name for p in self.peers if p.peer == peer), f"…{peer[-6:]}")
+        return next(
+            (p.name for p in self.peers if p.peer == peer), self.names.get(peer, f"…{peer[-6:]}")
+        )
 
 
 @dataclass(frozen=True)
