@@ -303,7 +303,7 @@ class HivemindNetwork:
         lost: dict[PeerID, list[Multiaddr]] = {}
         for maddr in map(Multiaddr, self._known):
             if (peer := PeerID.from_base58(maddr["p2p"])) not in table and str(peer) != self.me:
-                lost.setdefault(peer, []).append(maddr.decapsulate("/p2p"))
+                lost.setdefault(peer, []).append(maddr.decapsulate(f"/p2p/{peer}"))
         await asyncio.gather(*(self._call(peer, maddrs) for peer, maddrs in lost.items()))
         return await self.is_connected()
 

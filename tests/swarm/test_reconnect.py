@@ -1,0 +1,41 @@
+"""A peer whose DHT has lost everybody finds them again, by the addresses it knew."""
+
+import asyncio
+
+import pytest
+
+from p2pllm.config.peer import NetworkConfig
+from p2pllm.swarm.hivemind_network import HivemindNetwork
+from p2pllm.swarm.identity import Identity
+from p2pllm.swarm.network import Timeouts
+from tests.swarm.processes import free_port
+
+pytestmark = [pytest.mark.swarm, pytest.mark.timeout(120)]
+
+
+async def test_a_restarted_bootstrap_peer_is_found_again(tmp_path):
+    door = NetworkConfig(host_maddrs=(f"/ip4/127.0.0.1/tcp/{free_port()}",))
+
+    async def opened():
+        identity = Identity.open(tmp_path / "door.key")
+        return await HivemindNetwork.start(identity, door, Timeouts())
+
+    first = await opened()
+    guest = NetworkConfig(
+        host_maddrs=("/ip4/127.0.0.1/tcp/0",), initial_peers=tuple(await first.addresses())
+    )
+    peer = await HivemindNetwork.start(Identity.ephemeral(), guest, Timeouts())
+    try:
+        await first.close()
+        while await peer.is_connected():
+            await peer.put("nobody/there", peer.me, b"", peer.now() + 5)
+            await asyncio.sleep(0.1)
+        assert not await peer.reconnect()
+        second = await opened()
+        try:
+            while not await peer.reconnect():
+                await asyncio.sleep(0.5)
+        finally:
+            await second.close()
+    finally:
+        await peer.close()
