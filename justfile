@@ -43,7 +43,7 @@ check: setup
 
 # Runs the swarm tests: real peers, processes and sockets on loopback
 test-swarm *ARGS: setup
-    .venv/bin/pytest -m swarm -n 2 --dist loadgroup "$@"
+    .venv/bin/pytest -m swarm -n 2 --dist loadfile "$@"
 
 # Times rounds on loopback, ours beside stock hivemind and gloo: a quarter of an hour, or --quick
 bench-round *ARGS: setup

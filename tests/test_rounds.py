@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pllm.config.run import Deadline
-from p2pllm.swarm.records import Progress
+from p2pllm.swarm.records import Progress, Result
 from p2pllm.swarm.rounds import (
     Anchor,
     Average,
@@ -43,6 +43,12 @@ def at(round, digest="a", has_trained=False):
 
 def test_a_peer_alone_at_round_0_simply_starts():
     assert next_action(Standing(None), view(), 5) == Start()
+
+
+def test_a_newcomer_never_begins_a_run_again_that_has_results():
+    last = Result(round=3, digest="c", loss=3.0, rows=8)
+    seen = SwarmView("me", (), "agg", (last,))
+    assert next_action(Standing(None), seen, 5) == CatchUp(Anchor(3, "c"), ())
 
 
 def test_a_newcomer_catches_up_before_it_does_anything_else():

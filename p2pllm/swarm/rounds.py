@@ -94,6 +94,11 @@ def next_action(mine: Standing, view: SwarmView, rounds: int) -> Action:
     if agreed is not None and agreed != mine.anchor:
         return CatchUp(agreed, donors_of(agreed, view))
     if mine.anchor is None:
+        if view.results and view.results[-1].round > 0:
+            # The run has come further than its start, whoever is there just now: wait for a donor
+            # rather than begin it a second time.
+            last = Anchor(view.results[-1].round, view.results[-1].digest)
+            return CatchUp(last, donors_of(last, view))
         return Start()
     if mine.anchor.round >= rounds:
         return Finish()
