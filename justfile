@@ -39,11 +39,15 @@ check: setup
     .venv/bin/ruff format --check .
     .venv/bin/mypy
     .venv/bin/lint-imports
-    .venv/bin/pytest -m "not swarm" -n 2 --dist worksteal
+    .venv/bin/pytest -m "not swarm and not faults" -n 2 --dist worksteal
 
 # Runs the swarm tests: real peers, processes and sockets on loopback
 test-swarm *ARGS: setup
     .venv/bin/pytest -m swarm -n 2 --dist loadfile "$@"
+
+# Runs the fault matrix: half an hour; network namespaces need root, or `just test-faults NAME…`
+test-faults *ARGS: setup
+    .venv/bin/python -m tests.faults.matrix "$@"
 
 # Times rounds on loopback, ours beside stock hivemind and gloo: a quarter of an hour, or --quick
 bench-round *ARGS: setup

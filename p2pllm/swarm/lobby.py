@@ -8,7 +8,6 @@ A leader that falls silent is suspected, and the next in order takes over.
 
 import asyncio
 import secrets
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from p2pllm.swarm.network import (
     Streams,
     Timeouts,
     dial,
+    loop_time,
     receive_message,
     send_message,
 )
@@ -228,12 +228,12 @@ class Lobby:
         outcome: asyncio.Future[_Outcome] = asyncio.get_running_loop().create_future()
         if self._gathering is None or self._gathering.anchor != anchor:
             self._disband(NoGroup("the round is over"))
-            self._gathering = _Gathering(anchor, opened=time.monotonic())
+            self._gathering = _Gathering(anchor, opened=loop_time())
             task = asyncio.ensure_future(self._gather(self._gathering))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         self._gathering.seats[member.peer] = (member, outcome)
-        self._gathering.last = time.monotonic()
+        self._gathering.last = loop_time()
         self._gathering.changed.set()
         return outcome
 
@@ -281,7 +281,7 @@ class Lobby:
         """The group, if it is time to close it."""
         here.seats = {p: seat for p, seat in here.seats.items() if not seat[1].done()}
         missing = self._missing(here, view)
-        waited = time.monotonic() - here.opened
+        waited = loop_time() - here.opened
         deadline = learned_deadline(self._waits, self._rules.deadline)
         if len(here.seats) < self._rules.min_peers:
             return None
@@ -361,11 +361,11 @@ class Lobby:
     # ---- suspicion
 
     def _suspect(self, peer: PeerId) -> None:
-        self._suspects[peer] = time.monotonic() + _SUSPICION
+        self._suspects[peer] = loop_time() + _SUSPICION
 
     def _suspected(self) -> set[PeerId]:
         """Who is not asked to lead, just now or in this round."""
-        now = time.monotonic()
+        now = loop_time()
         return {peer for peer, until in self._suspects.items() if until > now} | set(self._blamed)
 
 

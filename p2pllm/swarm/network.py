@@ -102,6 +102,11 @@ class Network(Streams, Protocol):
 MESSAGE_LIMIT = 1 << 20  # bytes of one msgpack message; bulk data has its own, exact limits
 
 
+def loop_time() -> float:
+    """Seconds by the running event loop's clock; a simulation's loop has a clock of its own."""
+    return asyncio.get_running_loop().time()
+
+
 async def send_message(stream: Stream, **fields: Any) -> None:
     await stream.send(msgpack.packb(fields))
 

@@ -6,7 +6,6 @@ waits for a remote peer without a deadline.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +26,7 @@ from p2pllm.swarm.network import (
     Scoped,
     Stream,
     Timeouts,
+    loop_time,
     receive,
     send_message,
 )
@@ -187,9 +187,9 @@ class Node:
         return self._view
 
     async def _read_slow_records(self) -> None:
-        if time.monotonic() - self._slow_read < self._timeouts.heartbeat:
+        if loop_time() - self._slow_read < self._timeouts.heartbeat:
             return
-        self._slow_read = time.monotonic()
+        self._slow_read = loop_time()
         run_id, owner = self.manifest.run_id, self.manifest.owner
         key = designation_key(run_id)
         for author, data in (await self._network.get(key)).items():
@@ -206,7 +206,7 @@ class Node:
 
     async def average(self, contribution: Contribution) -> Averaged | Missed:
         """One attempt at the round. Bounded by the deadlines, whatever others do."""
-        started = time.monotonic()
+        started = loop_time()
         mine = Member(
             self._network.me,
             float(contribution.samples),
@@ -218,7 +218,7 @@ class Node:
         group = await self._lobby.join(contribution.anchor, mine)
         if isinstance(group, NoGroup):
             return Missed(group.reason)
-        formed = time.monotonic()
+        formed = loop_time()
         attempt = AllReduce(
             group, self._streams, contribution.delta, self._rounding, self._timeouts
         )
@@ -235,7 +235,7 @@ class Node:
             reduced.delta,
             group,
             seconds_forming=formed - started,
-            seconds_reducing=time.monotonic() - formed,
+            seconds_reducing=loop_time() - formed,
             bytes_sent=reduced.bytes_sent,
             bytes_received=reduced.bytes_received,
         )
@@ -279,14 +279,14 @@ class Node:
     # ---- staying alive
 
     async def _keep_alive(self) -> None:
-        shared_at = time.monotonic()
+        shared_at = loop_time()
         while True:
             await asyncio.sleep(self._timeouts.announce)
             try:
                 await self._mend_network()
                 await self._announce()
-                if time.monotonic() - shared_at > _SHARED_LIFE / 4:
-                    shared_at = time.monotonic()
+                if loop_time() - shared_at > _SHARED_LIFE / 4:
+                    shared_at = loop_time()
                     await self._renew_shared()
                     if self._is_aggregator() and self._results.results:
                         await self.publish(self._results)

@@ -24,9 +24,12 @@ from tests.benchmarks.team import Team, TeamFailed
 RESULTS = Path(__file__).parent / "results"
 _MEGABYTE = 250_000  # float32 values
 _PAUSE = 0.2  # seconds between two rounds, in which the one before ends for good
-_CROWDED = 400  # MB over all peers, above which not all systems fit into memory side by side
+# All systems side by side take over 1 GB for each peer (an estimate), and a dozen times the vector.
+# From here on they come in blocks, one system at a time, twice around.
+_CROWDED_PEERS, _CROWDED_MEGABYTES = 8, 400  # the latter over all peers
+_BLOCKS = 2
 _LARGE = 100  # MB from which on repeats are few, and at which memory is measured
-_FEW = 3
+_FEW = 4
 _PROFILED = 10  # rounds
 
 
@@ -77,17 +80,16 @@ class Case:
 
 
 def measure(peers: int, megabytes: int, systems: Sequence[str], repeats: int) -> list[Case]:
-    """All systems in one combination. They take turns; where memory does not allow that, they come
-    one after the other."""
+    """All systems in one combination. They take turns round by round, or in blocks of rounds."""
     cases = [Case(name, peers, megabytes) for name in systems]
     if megabytes >= _LARGE:
         repeats = min(repeats, _FEW)
-    if peers * megabytes > _CROWDED:
-        for case in cases:
-            case.note = "ran by itself, not in turns"
-            _take_turns([case], repeats)
-    else:
+    if peers < _CROWDED_PEERS and peers * megabytes < _CROWDED_MEGABYTES:
         _take_turns(cases, repeats)
+        return cases
+    for case in cases * _BLOCKS:
+        case.note = "in blocks of rounds, for lack of memory"
+        _take_turns([case], -(-repeats // _BLOCKS))
     return cases
 
 

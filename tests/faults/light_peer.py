@@ -1,0 +1,166 @@
+"""A peer without a model: a real process, the real roles, the real network, and a learner that only
+counts. It says on standard output in which phase of which round it is, and stands still there when
+the test asks for it.
+
+    {"phase": "reducing", "round": 2, "held": true, "time": 1784...}
+
+Phases: training, forming (it wants to join the group), sending (its third chunk goes out), reducing
+(its third averaged chunk goes out), committed (it has the average and has told nobody yet).
+"""
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import p2pllm.swarm.hivemind_network  # noqa: F401  # loaded once, before forking
+from p2pllm.config.peer import NetworkConfig, PeerConfig
+from p2pllm.config.run import AveragingConfig, DataConfig, Deadline, ModelConfig, RunConfig
+from p2pllm.events import Events
+from p2pllm.roles.bootstrap import bootstrap
+from p2pllm.roles.entry import seat_in_run
+from p2pllm.swarm import allreduce, network
+from p2pllm.swarm.allreduce import AllReduce
+from p2pllm.swarm.codec import CHUNK, encoded_size
+from p2pllm.swarm.lobby import Lobby
+from p2pllm.swarm.swarm import Swarm
+from tests.counting import CountingLearner, counting_trainer
+from tests.faults.orders import Orders
+
+_KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+_NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET
+_THIRD = 3  # the chunk at which `sending` and `reducing` are in full swing
+
+
+class Script:
+    """Says what the peer does, and makes it stand still where it is told to."""
+
+    def __init__(self, orders: Orders) -> None:
+        self._orders = orders
+        self._said: set[tuple[str, int]] = set()
+        self._chunks: dict[int, int] = {}
+        self.round = 0  # of the all-reduce that runs
+
+    def is_held(self, phase: str, round: int) -> bool:
+        """Whether to wait. Says so, the first time."""
+        hold = f"{phase}:{round}"
+        held = hold in self._orders.holds and self._orders.gate(hold).exists()
+        if (phase, round) not in self._said:
+            self._said.add((phase, round))
+            row = {"phase": phase, "round": round, "held": held, "time": time.time()}
+            print(json.dumps(row), flush=True)
+        return held
+
+    def pause(self, phase: str, round: int) -> None:
+        while self.is_held(phase, round):
+            time.sleep(0.02)
+
+    async def wait(self, phase: str, round: int) -> None:
+        while self.is_held(phase, round):
+            await asyncio.sleep(0.02)
+
+    def train(self, round: int) -> None:
+        self.pause("training", round)
+        least, until = time.monotonic() + 0.4, time.monotonic() + self._orders.epoch
+        while time.monotonic() < until and not (
+            self._orders.hurry.exists() and time.monotonic() > least
+        ):
+            time.sleep(0.02)
+
+    def is_chunk(self, frame: bytes | memoryview, size: int) -> bool:
+        """Whether this is a whole chunk of that size, and not one of the first."""
+        if len(frame) != size:
+            return False
+        self._chunks[size] = self._chunks.get(size, 0) + 1
+        return self._chunks[size] >= _THIRD
+
+    def new_attempt(self, round: int) -> None:
+        self.round = round
+        self._chunks.clear()
+
+
+def install(script: Script) -> None:
+    """Put the script's hooks around the product's own functions."""
+    join, run, send, hold = Lobby.join, AllReduce.run, network.send, Swarm.hold
+    sent = encoded_size(CHUNK, "fp16")
+
+    async def joined(self: Lobby, anchor: Any, mine: Any) -> Any:
+        await script.wait("forming", anchor.round)
+        return await join(self, anchor, mine)
+
+    async def ran(self: AllReduce) -> Any:
+        script.new_attempt(self.group.anchor.round)
+        return await run(self)
+
+    async def sends(stream: Any, frame: bytes | memoryview, timeout: float) -> None:
+        for phase, size in (("sending", sent), ("reducing", sent + 1)):
+            if script.is_chunk(frame, size):
+                await script.wait(phase, script.round)
+        await send(stream, frame, timeout)
+
+    def holds(self: Swarm, anchor: Any, state: Any, size: int) -> None:
+        script.pause("committed", anchor.round - 1)
+        hold(self, anchor, state, size)
+
+    Lobby.join, AllReduce.run = joined, ran  # type: ignore[method-assign]
+    Swarm.hold = holds  # type: ignore[method-assign]
+    allreduce.send = sends  # type: ignore[attr-defined]
+
+
+def live(orders: Orders) -> None:
+    """The whole life of a light peer, in a process of its own."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_KILLED_WITH_PARENT, signal.SIGKILL)
+    os.setpgid(0, 0)
+    log = os.open(orders.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for standard in (1, 2):
+        os.dup2(log, standard)
+    if orders.namespace:
+        handle = os.open(f"/run/netns/{orders.namespace}", os.O_RDONLY)
+        if libc.setns(handle, _NETWORK_NAMESPACE):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(handle)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    script = Script(orders)
+    install(script)
+    config = PeerConfig(
+        name=orders.name,
+        output=orders.folder / orders.name,
+        network=NetworkConfig(
+            initial_peers=orders.initial_peers,
+            host_maddrs=(orders.host,),
+            client_only=orders.client_only,
+        ),
+    )
+    if orders.initial_peers:
+        _train(orders, config, script.train, stop)
+    else:
+        bootstrap(run_config(orders), config, None, Events(), stop)
+    sys.stdout.flush()
+    os._exit(0)  # there is no one here but us; a forked process has handlers of its parent
+
+
+def run_config(orders: Orders) -> RunConfig:
+    averaging = {"deadline": Deadline(floor=5.0, ceiling=60.0), **orders.averaging}
+    return RunConfig(
+        name="faults",
+        rounds=orders.rounds,
+        model=ModelConfig(name="none"),
+        data=DataConfig(source="none"),
+        averaging=AveragingConfig(**averaging),
+    )
+
+
+def _train(
+    orders: Orders, config: PeerConfig, before: Callable[[int], None], stop: threading.Event
+) -> None:
+    with seat_in_run(config, "trainer", Events(), stop) as seat:
+        learner = CountingLearner(orders.size, orders.step, before)
+        counting_trainer(seat, learner).run()

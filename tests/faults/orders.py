@@ -1,0 +1,41 @@
+"""What a light peer is told when it starts. `light_peer.py` itself takes long to load."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a light peer is told when it starts."""
+
+    name: str
+    folder: Path  # of the whole test; the peer writes below <folder>/<name>/
+    initial_peers: tuple[str, ...] = ()  # none: it founds the run, as the bootstrap peer
+    host: str = "/ip4/127.0.0.1/tcp/0"
+    client_only: bool = False
+    namespace: str = ""  # of the network; empty: the machine's own
+    holds: tuple[str, ...] = ()  # where it stands still while a gate is there: "reducing:2"
+    size: int = 2_500_000  # values of the adapter: 10 MB
+    step: float = 1e-3  # what it adds in a local epoch
+    epoch: float = 0.5  # seconds; 0.4 once the file `hurry` is there
+    rounds: int = 6
+    averaging: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / f"{self.name}.log"
+
+    def gate(self, hold: str) -> Path:
+        return self.folder / f"{self.name}-{hold.replace(':', '-')}.gate"
+
+    @property
+    def hurry(self) -> Path:
+        return self.folder / "hurry"
+
+
+def obey(orders: Orders) -> None:
+    """The first call of a light peer's process."""
+    from tests.faults.light_peer import live
+
+    live(orders)
