@@ -17,12 +17,11 @@ import pytest
 
 from p2pllm.config.run import AveragingConfig, Deadline
 from p2pllm.digest import digest_of
-from p2pllm.swarm import lobby
 from p2pllm.swarm.allreduce import REDUCE, AllReduce
 from p2pllm.swarm.group import Group, Member
 from p2pllm.swarm.hivemind_network import _DaemonStream
 from p2pllm.swarm.identity import Identity
-from p2pllm.swarm.lobby import JOIN
+from p2pllm.swarm.leader import JOIN
 from p2pllm.swarm.network import NetworkError, receive_message, send_message
 from p2pllm.swarm.node import Averaged, Missed, Node
 from p2pllm.swarm.records import Progress, progress_key, seal
@@ -34,12 +33,6 @@ HONEST = ("ann", "bob", "cat")
 RULES = AveragingConfig(deadline=Deadline(floor=0.4, ceiling=0.4))
 # Nobody may wait for a deadline here: who is refused is out at once.
 PATIENT = AveragingConfig(deadline=Deadline(floor=60.0, ceiling=60.0))
-
-
-@pytest.fixture(autouse=True)
-def _lively(monkeypatch):
-    """Peers look at the records more often than in real life."""
-    monkeypatch.setattr(lobby, "_LOOK", 0.05)
 
 
 @dataclasses.dataclass
@@ -266,15 +259,23 @@ async def test_who_joins_and_then_says_nothing_is_left_out(leads):
     without_liar(peers, told)
 
 
-async def test_who_comes_with_a_stale_anchor_is_named():
-    peers = await Lied().start()
-    theirs = peers.nodes["mal"]._lobby
+def leader_among(peers: Lied) -> str:
+    """Which of the honest peers the others join."""
     [leader] = [
         a for a in HONEST if all(a == b or precedes(peers.id(a), peers.id(b)) for b in HONEST)
     ]
+    return leader
+
+
+async def test_who_comes_with_a_stale_anchor_is_named():
+    peers = await Lied().start()
+    theirs = peers.nodes["mal"]._lobby
+    leader = leader_among(peers)
 
     async def lying(anchor: Anchor, mine: Member) -> Any:
-        return await theirs._ask(peers.id(leader), Anchor(0, "0" * 64), mine)
+        ready = asyncio.get_running_loop().create_future()
+        ready.set_result(mine)
+        return await theirs._ask(peers.id(leader), Anchor(0, "0" * 64), ready)
 
     theirs.join = lying  # type: ignore[method-assign]
     told = await peers.play()
@@ -353,10 +354,13 @@ async def test_hostile_messages_cost_their_sender_the_stream_and_nobody_else_any
 async def test_nobody_joins_in_another_name():
     peers = await Lied().start()
     mal = peers.nodes["mal"]._streams
-    stream = await mal.open(peers.id("ann"), JOIN)
+    stream = await mal.open(peers.id(leader_among(peers)), JOIN)
     member = dataclasses.asdict(Member(peers.id("bob"), 1.0, 1.0))
-    await send_message(stream, anchor=dataclasses.asdict(peers.anchor), member=member)
-    answer = await receive_message(stream, 1.0)
+    await send_message(stream, anchor=dataclasses.asdict(peers.anchor))
+    assert (await receive_message(stream, 1.0))["answer"] == "wait"
+    await send_message(stream, member=member)
+    while (answer := await receive_message(stream, 1.0))["answer"] == "wait":
+        pass
     assert answer["answer"] == "no"
 
 
@@ -383,20 +387,20 @@ async def test_nobody_joins_in_another_name():
 )
 async def test_a_leader_that_proposes_another_group_than_agreed_leads_no_more(change):
     peers = await Lied(leads=True).start()
-    closing = peers.nodes["mal"]._lobby._closing
+    closing = peers.nodes["mal"]._lobby.leader._closing
 
     def lying(here: Any, view: Any) -> Group | None:
         group = closing(here, view)
         return group and change(group, peers.id("mal"))
 
-    peers.nodes["mal"]._lobby._closing = lying  # type: ignore[method-assign]
+    peers.nodes["mal"]._lobby.leader._closing = lying  # type: ignore[method-assign]
     told = await peers.play()
     assert len(told.digests) == 1
 
 
 async def test_a_leader_that_only_ever_says_wait_leads_no_more():
     peers = await Lied(leads=True).start()
-    peers.nodes["mal"]._lobby._closing = lambda here, view: None  # type: ignore[method-assign]
+    peers.nodes["mal"]._lobby.leader._closing = lambda here, view: None  # type: ignore[method-assign]
     told = await peers.play()
     assert len(told.digests) == 1
 
@@ -406,7 +410,8 @@ async def test_a_record_in_another_name_and_a_replayed_one_change_nothing():
     world, mal = peers.world, peers.identities["mal"]
     key, bob = progress_key(peers.manifest.run_id), peers.id("bob")
     old = world.records[key][bob][0]
-    await peers.nodes["bob"].announce(samples=77)
+    peers.nodes["bob"].announce(samples=77)
+    await asyncio.sleep(0.01)
     seen = await peers.nodes["ann"].view()
     forged = Progress(peer=bob, name="bob", role="trainer", state="leaving", round=9, expires=9e9)
     for envelope in (

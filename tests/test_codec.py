@@ -1,5 +1,7 @@
 """How values travel, and how the work of a group is divided."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from p2pllm.config.run import AveragingConfig
 from p2pllm.swarm.codec import CHUNK, chunks, decode, encode, encoded_size
-from p2pllm.swarm.group import Group, Member, divide
+from p2pllm.swarm.group import Group, Member, _relative_lines, divide
 from p2pllm.swarm.rounds import Anchor
 
 floats = arrays(np.float32, st.integers(0, 300), elements=st.floats(-(2.0**99), 2.0**99, width=32))
@@ -69,9 +71,45 @@ def test_parts_add_up_and_go_to_those_that_can_be_dialled(size, dialable):
         assert all(d or not n for d, n in zip(dialable, parts, strict=True))
 
 
+def with_lines(*uplinks):
+    return [Member(str(i), 1.0, 1.0, uplink=float(u)) for i, u in enumerate(uplinks)]
+
+
+@pytest.mark.parametrize(
+    "uplinks, fractions",
+    [
+        ((0, 0, 0, 0), (1 / 4, 1 / 4, 1 / 4, 1 / 4)),  # nothing is known yet
+        ((9e6, 12e6, 10e6, 8e6), (1 / 4, 1 / 4, 1 / 4, 1 / 4)),  # a measurement's noise
+        ((1e7, 1e7, 1e7, 5e5), (1 / 3, 1 / 3, 1 / 3, 0)),  # too slow for more than its own delta
+        ((1e7, 1e7, 0, 5e5), (1 / 3, 1 / 3, 1 / 3, 0)),  # a newcomer counts as one of the usual
+        ((4e7, 1e7, 1e7), (1, 0, 0)),  # T = 2/4: the two others are just done with their own
+        ((1e5, 1e7), (1 / 2, 1 / 2)),  # of two, both send all values once in any case
+    ],
+)
+def test_parts_follow_the_members_lines(uplinks, fractions):
+    size = 12 * 100 * CHUNK
+    parts = divide(size, with_lines(*uplinks))
+    assert [n / size for n in parts] == pytest.approx(fractions, abs=1e-3)
+
+
+@given(st.lists(st.floats(1, 1e9) | st.just(0.0), min_size=3, max_size=16))
+def test_no_line_is_busy_for_longer_than_with_equal_parts(uplinks):
+    size, ms = 100 * CHUNK, with_lines(*uplinks)
+    lines = _relative_lines(ms)
+
+    def time(parts):
+        needed = [size + (len(ms) - 2) * part for part in parts]
+        return max(n / line for n, line in zip(needed, lines, strict=True))
+
+    parts = divide(size, ms)
+    assert sum(parts) == size
+    assert min(parts) >= 0
+    assert time(parts) <= time([size / len(ms)] * len(ms)) * 1.1 + 1  # parts are whole chunks
+
+
 def group(*stakes, clip=10.0):
     ms = tuple(Member(str(i), w, n) for i, (w, n) in enumerate(stakes))
-    return Group("g", Anchor(0, "a"), ms, divide(100, ms), "fp16", "clip", clip, 0.0, 9.0, {})
+    return Group("g", Anchor(0, "a"), ms, divide(100, ms), "fp16", "clip", clip, 0.0, 9.0, 0.0, {})
 
 
 def test_shares_are_by_weight_and_a_loud_member_is_clipped_to_the_median():
@@ -84,6 +122,14 @@ def test_shares_are_by_weight_and_a_loud_member_is_clipped_to_the_median():
 def test_a_weight_out_of_proportion_counts_as_a_multiple_of_the_median():
     shares = group((1.0, 1.0), (1.0, 1.0), (1e8, 1.0)).shares()
     assert shares["2"] == pytest.approx(10 / 12)
+
+
+def test_a_weight_beyond_what_its_speed_allows_is_cut_down():
+    slow, honest = Member("0", 100.0, 1.0, speed=1.0), Member("1", 60.0, 1.0, speed=10.0)
+    made = dataclasses.replace(group((1.0, 1.0), (1.0, 1.0)), members=(slow, honest), elapsed=10.0)
+    assert made.shares()["0"] == pytest.approx(20 / 80)  # twice its ten samples
+    assert "more than its speed allows" in made.out_of_proportion()["0"]
+    assert "1" not in made.out_of_proportion()
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 1e6), st.floats(0, 1e6)), min_size=1, max_size=8))

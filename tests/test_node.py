@@ -10,25 +10,26 @@ import pytest
 
 from p2pllm.config.run import AveragingConfig, DataConfig, Deadline, ModelConfig, RunConfig
 from p2pllm.digest import digest_of
-from p2pllm.swarm import lobby
+from p2pllm.swarm.allreduce import REDUCE
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.manifest import Manifest
-from p2pllm.swarm.memory_network import World
+from p2pllm.swarm.memory_network import MemoryNetwork, World
 from p2pllm.swarm.network import Timeouts
 from p2pllm.swarm.node import Averaged, Contribution, Missed, Node
 from p2pllm.swarm.records import Progress
 from p2pllm.swarm.rounds import Anchor, CatchUp
 
 QUICK = Timeouts(
-    dial=0.2, silence=0.3, record=0.5, heartbeat=0.05, announce=0.1, record_life=1.0, start=1.0
+    dial=0.2,
+    silence=0.3,
+    record=0.5,
+    heartbeat=0.05,
+    look=0.05,
+    announce=0.1,
+    record_life=1.0,
+    start=1.0,
 )
 RULES = AveragingConfig(deadline=Deadline(floor=0.3, ceiling=1.0))
-
-
-@pytest.fixture(autouse=True)
-def _lively(monkeypatch):
-    """Peers look at the records more often than in real life."""
-    monkeypatch.setattr(lobby, "_LOOK", 0.05)
 
 
 class Peers:
@@ -75,7 +76,7 @@ class Peers:
 
     async def average(self, name: str, samples: float = 10.0) -> Averaged | Missed:
         node = self.nodes[name]
-        await node.announce(state="ready")
+        node.announce(state="ready")
         return await node.average(Contribution(self.anchor, self.deltas[name], samples))
 
     async def average_all(self, *names: str) -> list[Averaged | Missed]:
@@ -125,6 +126,23 @@ async def test_the_group_closes_as_soon_as_the_last_one_is_ready():
     results = [await peers.average("cat"), *await first]
     assert len({digest_of(d) for d in deltas_of(results)}) == 1
     assert time.monotonic() - started < 5
+
+
+async def test_the_group_gathers_while_its_members_still_train(monkeypatch):
+    peers = await Peers("ann", "bob", "cat").start()
+    for node in peers.nodes.values():
+        node.approach(peers.anchor)
+    await asyncio.sleep(0.3)
+    opened, dial = [], MemoryNetwork.open
+
+    async def noted(self, peer, protocol):
+        opened.append(protocol)
+        return await dial(self, peer, protocol)
+
+    monkeypatch.setattr(MemoryNetwork, "open", noted)
+    deltas_of(await peers.average_all())
+    assert opened  # the all-reduce's streams, and nothing else: everybody sat there already
+    assert all(protocol.startswith(REDUCE) for protocol in opened)
 
 
 async def test_a_late_peer_is_left_out_at_the_deadline_and_named():

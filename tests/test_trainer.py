@@ -8,14 +8,12 @@ import pytest
 from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed
 from p2pllm.roles import trainer
 from p2pllm.roles.trainer import Offer
-from p2pllm.swarm import lobby
 from tests.churn import Churn
 
 
 @pytest.fixture(autouse=True)
 def _lively(monkeypatch):
     """Peers look around more often than in real life."""
-    monkeypatch.setattr(lobby, "_LOOK", 0.05)
     monkeypatch.setattr(trainer, "_LOOK", 0.05)
     monkeypatch.setattr(trainer, "_PAUSE", 0.1)
 

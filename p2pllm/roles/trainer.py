@@ -48,6 +48,7 @@ from p2pllm.training.outer import OuterOptimizer
 from p2pllm.training.source import ShardSource
 
 _PAUSE = 1.0  # seconds before another attempt after one that failed
+_RECENT = 10.0  # seconds: the age of records that will do when a local epoch has ended
 _LOOK = 0.5  # seconds between two looks at the swarm while nothing is to be done
 _LINGER = 120.0  # seconds for which a finished trainer stays for those that still need it
 
@@ -115,7 +116,8 @@ class Trainer:
     def run(self) -> None:
         """Returns when the run is over, or when the peer was asked to stop."""
         while not self._seat.stop.is_set():
-            view = self._swarm.view()
+            # The lobby refuses what is stale: once the work is done, every moment counts.
+            view = self._swarm.view(max_age=_RECENT if self._work is not None else 0.0)
             self._notice_results(view)
             if self._anchor is not None and self._anchor.round == 0:
                 check_base(self._adapter.base, view)
@@ -144,6 +146,7 @@ class Trainer:
             shards, rows = self._run.data.shards, self._rows.source.rows
             self._events.emit(ShardClaimed(shard=shard, shards=shards, rows=rows))
         self._swarm.announce(state="training", shard=self._rows.shard)
+        self._swarm.approach(self._anchor)
         work = self._learner.train(self._anchor.round, self._on_step, self._seat.stop.is_set)
         if self._seat.stop.is_set() or not work.samples:
             return
@@ -175,7 +178,7 @@ class Trainer:
     def _commit(self, outcome: Averaged) -> None:
         assert self._anchor is not None
         assert self._work is not None
-        work, round, view = self._work, self._anchor.round, self._swarm.view()
+        work, round, view = self._work, self._anchor.round, self._swarm.view(_RECENT)
         self._hold(round + 1, self._outer.step(self._state, outcome.delta))
         self._carried = None
         waited = time.monotonic() - self._waiting_since - outcome.seconds_reducing

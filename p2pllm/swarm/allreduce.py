@@ -13,6 +13,8 @@ Thakur et al. 2005, "Optimization of Collective Communication Operations in MPIC
 import asyncio
 import contextlib
 import math
+import statistics
+import struct
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,7 @@ from p2pllm.swarm.network import (
     Streams,
     Timeouts,
     dial,
+    loop_time,
     receive,
     receive_message,
     send,
@@ -37,6 +40,8 @@ from p2pllm.swarm.reducer import NORM_SLACK, AttemptFailed, Reducer, decoded, sq
 
 REDUCE = "p2pllm/reduce"  # the stream protocol's name
 _CHUNK, _OK, _ABORT = b"c", b"k", b"a"  # first byte of what a reducer sends
+_RATE = struct.Struct("<d")  # behind _OK: bytes per second in which the contribution came
+_TIMED = 4  # chunks of a contribution that tell how fast a line is
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Reduced:
     rounding: Floats | None  # (size,): what compression lost, for the next round; int8 only
     bytes_sent: int
     bytes_received: int
+    uplink: float  # bytes per second in which our contributions arrived; 0: too few to tell
 
 
 class AllReduce:
@@ -77,8 +83,10 @@ class AllReduce:
         ]
         self._verdict: asyncio.Future[None] = loop.create_future()
         self._arrived: dict[PeerId, asyncio.Event] = {m.peer: asyncio.Event() for m in self._others}
+        self._arrival_rates: dict[PeerId, float] = {}  # bytes per second of each contribution
         self._served: set[asyncio.Task[None]] = set()
         self._sent = self._received = 0
+        self._rates: list[float] = []  # in which each reducer got our contribution
 
     # ---- the whole attempt
 
@@ -99,7 +107,9 @@ class AllReduce:
             self._abort(AttemptFailed(self._me, "it is leaving"))
             raise
         self._average[self.group.part_of(self._me)] = self._reducer.average
-        return Reduced(self._average, self._rounding, self._sent, self._received)
+        # All streams share our line, and most reducers' own lines were not in the way.
+        uplink = statistics.median(self._rates) * len(self._rates) if self._rates else 0.0
+        return Reduced(self._average, self._rounding, self._sent, self._received, uplink)
 
     async def _do_all(self) -> None:
         try:
@@ -171,32 +181,34 @@ class AllReduce:
         values = self._average[part]
         for piece in chunks(values.size):
             size = values[piece].size
-            payload = await self._reply(stream, encoded_size(size, self.group.compression))
-            if payload is None:
-                raise AttemptFailed(stream.peer, "closed its part early")
+            payload = await self._reply(stream, _CHUNK, encoded_size(size, self.group.compression))
             values[piece] = decoded(payload, size, stream.peer, self.group)
-        if await self._reply(stream, 0) is not None:
-            raise AttemptFailed(stream.peer, "sent more than its part")
+        await self._receive_ok(stream)
         norm = math.sqrt(squares(values))
         if not math.isfinite(norm):
             raise AttemptFailed(stream.peer, "its average is not finite")
         if norm > self.group.longest_average(stream.peer) * NORM_SLACK + 1e-6:
             raise AttemptFailed(stream.peer, "its average is larger than any that it can have")
 
-    async def _reply(self, stream: Stream, size: int) -> bytes | None:
-        """An encoded chunk; None for OK. Raises AttemptFailed when the reducer aborts."""
+    async def _receive_ok(self, stream: Stream) -> None:
+        frame = await self._reply(stream, _OK, _RATE.size)
+        if len(frame) != _RATE.size:
+            raise AttemptFailed(stream.peer, "does not speak the protocol")
+        rate = _RATE.unpack(frame)[0]
+        if math.isfinite(rate) and rate > 0:
+            self._rates.append(rate)
+
+    async def _reply(self, stream: Stream, kind: bytes, size: int) -> bytes:
+        """The content of a frame of this kind. Raises AttemptFailed when the reducer aborts."""
         # Twice the usual silence: the reducer notices a dead sender first, and tells us.
         frame = await receive(stream, max(size, 1024) + 1, 2 * self._timeouts.silence)
-        match frame[:1]:
-            case b"c":
-                return frame[1:]
-            case b"k":
-                return None
-            case b"a":
-                culprit, _, reason = frame[1:].decode(errors="replace").partition(" ")
-                known = culprit in self.group.peers
-                raise AttemptFailed(culprit if known else stream.peer, reason[:200])
-        raise AttemptFailed(stream.peer, "does not speak the protocol")
+        if frame[:1] == kind:
+            return frame[1:]
+        if frame[:1] != _ABORT:
+            raise AttemptFailed(stream.peer, "sent more or less than its part")
+        culprit, _, reason = frame[1:].decode(errors="replace").partition(" ")
+        known = culprit in self.group.peers
+        raise AttemptFailed(culprit if known else stream.peer, reason[:200])
 
     # ---- as a reducer
 
@@ -225,7 +237,8 @@ class AllReduce:
             frame = await asyncio.shield(reduced)
             await send(stream, _CHUNK + frame, 2 * self._timeouts.silence)
         await asyncio.shield(self._verdict)
-        await send(stream, _OK, self._timeouts.silence)
+        rate = _RATE.pack(self._arrival_rates.get(stream.peer, 0.0))
+        await send(stream, _OK + rate, self._timeouts.silence)
         # Hanging up at once could drop what is still under way; wait until it has been read.
         await receive(stream, 64, self._timeouts.silence)
 
@@ -233,10 +246,16 @@ class AllReduce:
         """Any failure here aborts the attempt: a contribution counts in all parts or in none."""
         reducer = self._reducer
         try:
+            began, first = 0.0, 0
             for at, piece in enumerate(reducer.pieces):
                 limit = encoded_size(piece.stop - piece.start, self.group.compression)
                 frame = await receive(stream, limit, self._timeouts.silence)
+                if at == 0:
+                    began, first = loop_time(), stream.bytes_received
                 self._give_to_all(at, reducer.add(at, stream.peer, frame))
+            if len(reducer.pieces) >= _TIMED:
+                came = stream.bytes_received - first
+                self._arrival_rates[stream.peer] = came / max(loop_time() - began, 1e-6)
             reducer.close(stream.peer)
         except AttemptFailed as failure:
             self._abort(failure)

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from p2pllm.config.run import AveragingConfig
 from p2pllm.swarm.codec import CHUNK, Compression
 from p2pllm.swarm.network import PeerId
 from p2pllm.swarm.rounds import Anchor
 
 Robust = Literal["none", "clip", "trimmed_mean"]
+_SPEED_SLACK = 2.0  # work carried over from a round that was missed counts as well
+_SAME_LINE = 2.5  # lines that differ by less than this factor count as equal
+_FASTEST_LINE = 4.0  # times the median
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Member:
     weight: float  # samples behind its delta
     norm: float  # L2 norm of its whole delta
     dialable: bool = True  # one that cannot be dialled reduces nothing
+    speed: float = 0.0  # samples per second; 0: not known yet
+    uplink: float = 0.0  # bytes per second that the others got from it lately; 0: not known yet
 
     @property
     def is_sane(self) -> bool:
-        numbers = (self.weight, self.norm)
-        return all(type(n) is float and math.isfinite(n) for n in numbers) and (
-            0 < self.weight < 1e9 and self.norm >= 0
+        numbers = (self.weight, self.norm, self.speed, self.uplink)
+        return all(type(n) is float and math.isfinite(n) and n >= 0 for n in numbers) and (
+            0 < self.weight < 1e9
         )
 
 
@@ -47,6 +50,7 @@ class Group:
     clip: float
     waited: float  # seconds from the first ready member to the closing of the group
     deadline: float  # seconds after which it would have closed in any case
+    elapsed: float  # seconds since the leader took the anchor: nobody has worked on it longer
     left_out: dict[PeerId, str]  # who was expected and is not in, and why
 
     @property
@@ -66,11 +70,10 @@ class Group:
         Every reducer computes this alike from the declared numbers, so a member's contribution is
         scaled by one number over the whole adapter.
         """
-        most, longest = self._bound("weight"), self._bound("norm")
-        weights = {m.peer: min(m.weight, most) for m in self.members}
+        weights = {m.peer: min(m.weight, self._most("weight", m)) for m in self.members}
         total = sum(weights.values())
         return {
-            m.peer: weights[m.peer] / total * (min(1.0, longest / m.norm) if m.norm > 0 else 1.0)
+            m.peer: weights[m.peer] / total * min(1.0, self._most("norm", m) / (m.norm or 1.0))
             for m in self.members
         }
 
@@ -89,12 +92,22 @@ class Group:
         """The members whose norm or weight is cut down, and by how much it was too large."""
         found: dict[PeerId, str] = {}
         for what in ("weight", "norm"):
-            bound = self._bound(what)
             for m in self.members:
-                if (value := getattr(m, what)) > bound:
-                    times = value / bound * self.clip
-                    found[m.peer] = f"{what} {times:.3g} times the median, cut down"
+                if (value := getattr(m, what)) <= self._most(what, m):
+                    continue
+                if value > (bound := self._bound(what)):
+                    how = f"{value / bound * self.clip:.3g} times the median"
+                else:
+                    how = f"of {value:.0f} samples, more than its speed allows"
+                found[m.peer] = f"{what} {how}, cut down"
         return found
+
+    def _most(self, what: Literal["weight", "norm"], member: Member) -> float:
+        """What counts of this member at most."""
+        bound = self._bound(what)
+        if what == "weight" and self.robust != "none" and member.speed and self.elapsed:
+            bound = min(bound, _SPEED_SLACK * member.speed * self.elapsed)
+        return bound
 
     def _bound(self, what: Literal["weight", "norm"]) -> float:
         if self.robust == "none":
@@ -118,6 +131,7 @@ class Group:
             clip=fields["clip"],
             waited=float(fields["waited"]),
             deadline=float(fields["deadline"]),
+            elapsed=float(fields["elapsed"]),
             left_out=dict(fields["left_out"]),
         )
         if len(group.members) != len(group.parts) or len(set(group.peers)) != len(group.peers):
@@ -135,19 +149,44 @@ class Group:
         agreed = (rules.compression, rules.robust, rules.clip)
         if (self.compression, self.robust, self.clip) != agreed:
             return "it does not follow the run's averaging rules"
-        if any(n and not m.dialable for m, n in zip(self.members, self.parts, strict=True)):
-            return "a part went to a member that cannot be dialled"
+        if self.parts != divide(size, self.members):
+            return "its parts are not those that the members' lines make"
         return ""
 
 
 def divide(size: int, members: Sequence[Member]) -> tuple[int, ...]:
-    """Equal parts for all members that can be dialled, in whole chunks where that is fair.
+    """How many values each member reduces, so that all lines are busy for the same time.
 
-    A lone member reduces everything itself, whether it can be dialled or not.
+    Who reduces p of `size` values sends size + (N - 2) * p of them in a round, and receives as
+    many. Whose line is too slow even for what everybody sends reduces nothing, and neither does
+    one that cannot be dialled. A lone member reduces everything itself in any case.
     """
     reducers = [m for m in members if m.dialable] or list(members[:1])
     unit = CHUNK if size >= 8 * CHUNK * len(reducers) else 1
-    bounds = np.linspace(0, size, len(reducers) + 1)
-    edges = [round(b / unit) * unit for b in bounds[:-1]] + [size]
-    lengths = iter([b - a for a, b in itertools.pairwise(edges)])
+    ends = itertools.accumulate(_part_sizes(reducers, len(members)))
+    edges = [min(round(end * size / unit) * unit, size) for end in ends]
+    lengths = iter([b - a for a, b in itertools.pairwise([0, *edges[:-1], size])])
     return tuple(next(lengths) if m in reducers else 0 for m in members)
+
+
+def _part_sizes(reducers: Sequence[Member], members: int) -> list[float]:
+    """The fraction of all values for each reducer."""
+    lines = _relative_lines(reducers)
+    if members <= 2 or len(set(lines)) == 1:
+        return [1 / len(lines)] * len(lines)
+    fastest = sorted(lines, reverse=True)
+    for taking, slowest in enumerate(fastest, 1):
+        # The time, in units of what it takes a usual line to send all values once.
+        time = (members - 2 + taking) / sum(fastest[:taking])
+        if time * slowest > 1 and (taking == len(fastest) or time * fastest[taking] <= 1):
+            break
+    return [max(time * line - 1, 0.0) / (members - 2) for line in lines]
+
+
+def _relative_lines(members: Sequence[Member]) -> list[float]:
+    """Each member's line as a multiple of the median. Differences that a measurement on a busy
+    machine shows are none, and nobody gets everything by boasting."""
+    known = [m.uplink for m in members if m.uplink]
+    usual = statistics.median(known) if known else 1.0
+    lines = [min((m.uplink or usual) / usual, _FASTEST_LINE) for m in members]
+    return [1.0 if 1 / _SAME_LINE <= line <= _SAME_LINE else line for line in lines]

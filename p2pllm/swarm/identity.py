@@ -1,6 +1,7 @@
 """Who a peer is: an Ed25519 key in a file. Its public half is the libp2p peer id itself."""
 
 import fcntl
+import functools
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from p2pllm.swarm.network import PeerId
 # libp2p's protobuf framing of an Ed25519 private key, and of a peer id that inlines a public key:
 # https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md
 _PRIVATE_PREFIX = b"\x08\x01\x12\x40"
+_REMEMBERED_SIZE = 4096  # bytes: a stranger must not fill our memory with large ones
 _PEER_ID_PREFIX = b"\x00\x24\x08\x01\x12\x20"
 
 
@@ -72,6 +74,12 @@ class Identity:
 
 def is_signed_by(author: PeerId, message: bytes, signature: bytes) -> bool:
     """Whether the owner of this peer id signed the message. Never raises on hostile input."""
+    is_small = len(message) <= _REMEMBERED_SIZE
+    return (_verified if is_small else _verified.__wrapped__)(author, message, signature)
+
+
+@functools.lru_cache(maxsize=2048)  # a record is looked at many times while it lives
+def _verified(author: PeerId, message: bytes, signature: bytes) -> bool:
     try:
         raw = base58.b58decode(author)
         if len(raw) != 38 or not raw.startswith(_PEER_ID_PREFIX):

@@ -29,6 +29,7 @@ class Timeouts:
     silence: float = 10.0  # nothing has come on a stream that should be busy
     record: float = 6.0  # one read or write of the record table
     heartbeat: float = 1.0  # how often a waiting leader says that it is still there
+    look: float = 0.5  # between two looks at the records while a group gathers
     announce: float = 5.0  # how often a peer renews its record
     record_life: float = 20.0  # how long a record lives when it is not renewed
     start: float = 30.0  # until our own daemon answers

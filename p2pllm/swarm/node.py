@@ -5,7 +5,11 @@ waits for a remote peer without a deadline.
 """
 
 import asyncio
+import dataclasses
 import logging
+import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +21,8 @@ from p2pllm.swarm.allreduce import REDUCE, AllReduce, Desk
 from p2pllm.swarm.codec import Floats
 from p2pllm.swarm.group import Group, Member
 from p2pllm.swarm.identity import Identity
-from p2pllm.swarm.lobby import HELLO, JOIN, Lobby, NoGroup
+from p2pllm.swarm.leader import HELLO, JOIN, NoGroup
+from p2pllm.swarm.lobby import Lobby
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.network import (
     Network,
@@ -50,6 +55,7 @@ logger = logging.getLogger(__name__)
 _SHARED_LIFE = 120.0  # seconds: records that every peer renews (manifest, designation)
 _RESULTS_LIFE = 3600.0  # seconds: results outlive their aggregator
 _DESIGNATION_LIFE = 10 * 365 * 86400.0  # seconds: the owner's word holds as long as the run
+_REMEMBERED = 5  # rounds by which our line is judged
 _MAX_PEERS = 1024  # records of one run that we look at
 
 
@@ -83,6 +89,15 @@ class Missed:
     left_out: tuple[tuple[PeerId, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class _Committed:
+    """The last round that this peer completed in a group."""
+
+    group: Group
+    anchor: Anchor  # the adapter that came out of it
+    at: float  # when, by the loop's clock
+
+
 class Node:
     """Make it with `enter`."""
 
@@ -100,8 +115,12 @@ class Node:
         self._progress: Progress
         self._designation: tuple[Designation, bytes] | None = None
         self._results: Results = Results(results=[])
+        self._group: Group | None = None  # the last one that averaged with us
+        self._committed: _Committed | None = None
         self._rounding: Floats | None = None  # what int8 lost in earlier rounds
+        self._uplinks: deque[float] = deque(maxlen=_REMEMBERED)  # bytes/s in the last rounds
         self._view = SwarmView(network.me)
+        self._viewed_at = -math.inf  # by the loop's clock
         self._names: dict[PeerId, str] = {}  # of everybody whose record we have seen
         self._is_calling = False
         self._slow_read = -1e9  # monotonic time when designation and results were last read
@@ -115,7 +134,7 @@ class Node:
         """Begin to answer others, and to say that we are here."""
         for protocol, handler in (
             (HELLO, self._say_hello),
-            (JOIN, self._lobby.serve),
+            (JOIN, self._lobby.leader.serve),
             (REDUCE, self._desk.serve),
             (ADAPTER, self._shelf.serve),
         ):
@@ -127,10 +146,10 @@ class Node:
 
     # ---- what this peer says
 
-    async def announce(self, **changes: Any) -> None:
-        """Change and publish our progress record."""
+    def announce(self, **changes: Any) -> None:
+        """Change our progress record, and publish it soon: nobody waits for that."""
         self._progress = self._progress.model_copy(update=changes)
-        await self._announce()
+        self._in_background(self._announce())
 
     async def _announce(self) -> None:
         sealed, expires = self._sealed_progress()
@@ -153,17 +172,38 @@ class Node:
         self._shelf.hold(anchor, state)
         trains = self._progress.role == "trainer"
         self._lobby.stand_at(anchor, size, trains)
-        await self.announce(round=anchor.round, digest=anchor.digest)
+        if self._group is not None and anchor.round == self._group.anchor.round + 1:
+            self._committed = _Committed(self._group, anchor, loop_time())
+            peers = tuple(self._presumed(p) for p in self._view.peers)
+            self._view = dataclasses.replace(self._view, peers=peers)
+        self.announce(round=anchor.round, digest=anchor.digest)
+
+    def _presumed(self, peer: Progress) -> Progress:
+        """Who was in the group with us holds what we hold now, whatever its record says for a
+        moment longer: the next group should not be looked for in the wrong place."""
+        known, now = self._committed, loop_time()
+        if known is None or now > known.at + 2 * self._timeouts.heartbeat:
+            return peer
+        if peer.peer not in known.group.peers or peer.round != known.group.anchor.round:
+            return peer
+        news = {"round": known.anchor.round, "digest": known.anchor.digest, "state": "training"}
+        return peer.model_copy(update=news)
 
     async def leave(self) -> None:
-        await self.announce(state="leaving")
         for task in list(self._tasks):
             task.cancel()
+        self._lobby.turn_back()
+        self._progress = self._progress.model_copy(update={"state": "leaving"})
+        await self._announce()
 
     # ---- what it knows of the others
 
-    async def view(self) -> SwarmView:
-        """The live records, read anew. What cannot be read just now stays as it was."""
+    async def view(self, max_age: float = 0.0) -> SwarmView:
+        """The live records, as they were at most so many seconds ago. What cannot be read just now
+        stays as it was."""
+        if loop_time() - self._viewed_at <= max_age:
+            return self._view
+        began = loop_time()
         found = await self._network.get(progress_key(self.manifest.run_id))
         key, now = progress_key(self.manifest.run_id), self._network.now()
         peers = {p.peer: p for p in self._view.peers if p.expires > now}
@@ -173,17 +213,18 @@ class Node:
                 continue
             if record.expires <= now:
                 continue  # replayed
-            if record.expires >= peers.get(author, record).expires:
+            if author not in peers or record.expires > peers[author].expires:
                 peers[author] = record
         await self._read_slow_records()
         self._names |= {p.peer: p.name for p in peers.values()}
         self._view = SwarmView(
             self._network.me,
-            tuple(sorted(peers.values(), key=lambda p: p.peer)),
+            tuple(self._presumed(peers[author]) for author in sorted(peers)),
             self._designation[0].aggregator if self._designation else None,
             tuple(self._results.results),
             self._names,
         )
+        self._viewed_at = began
         return self._view
 
     async def _read_slow_records(self) -> None:
@@ -204,6 +245,10 @@ class Node:
 
     # ---- the round
 
+    def approach(self, anchor: Anchor) -> None:
+        """The local epoch on this anchor has begun: go to where its group will form."""
+        self._lobby.approach(anchor, self._progress.dialable)
+
     async def average(self, contribution: Contribution) -> Averaged | Missed:
         """One attempt at the round. Bounded by the deadlines, whatever others do."""
         started = loop_time()
@@ -212,11 +257,14 @@ class Node:
             float(contribution.samples),
             self._norm_of(contribution.delta),
             self._progress.dialable,
+            self._progress.speed,
+            statistics.median(self._uplinks) if self._uplinks else 0.0,
         )
         if not mine.is_sane:
             return Missed("our own local epoch did not end in finite values")
         group = await self._lobby.join(contribution.anchor, mine)
         if isinstance(group, NoGroup):
+            self._viewed_at = -math.inf
             return Missed(group.reason)
         formed = loop_time()
         attempt = AllReduce(
@@ -226,11 +274,14 @@ class Node:
             reduced = await self._desk.run(attempt)
         except AttemptFailed as failure:
             if failure.culprit != self._network.me:
-                self._lobby.blame(failure.culprit, failure.reason)
+                self._lobby.suspicion.blame(failure.culprit, failure.reason)
+            self._viewed_at = -math.inf
             return Missed(failure.reason, (failure.culprit,), tuple(group.left_out.items()))
         finally:
             self._in_background(self._desk.forget(attempt))
-        self._rounding = reduced.rounding
+        self._rounding, self._group = reduced.rounding, group
+        if reduced.uplink:
+            self._uplinks.append(reduced.uplink)
         return Averaged(
             reduced.delta,
             group,
@@ -285,6 +336,7 @@ class Node:
             try:
                 await self._mend_network()
                 await self._announce()
+                await self.view(self._timeouts.heartbeat)
                 if loop_time() - shared_at > _SHARED_LIFE / 4:
                     shared_at = loop_time()
                     await self._renew_shared()

@@ -116,12 +116,17 @@ class Swarm:
         self._node = node
         self._call(node.enter(progress))
 
-    def view(self) -> SwarmView:
-        return self._call(self._in_run.view())
+    def view(self, max_age: float = 0.0) -> SwarmView:
+        """The others' records, as they were at most so many seconds ago."""
+        return self._call(self._in_run.view(max_age))
 
     def announce(self, **changes: Any) -> None:
         """Change fields of our progress record."""
-        self._call(self._in_run.announce(**changes))
+        self._soon(lambda node: node.announce(**changes))
+
+    def approach(self, anchor: Anchor) -> None:
+        """A local epoch on this anchor begins: find the group for it meanwhile."""
+        self._soon(lambda node: node.approach(anchor))
 
     def hold(self, anchor: Anchor, state: Floats, size: int) -> None:
         """We hold this state now, whose first `size` values are the adapter: say so, and hand it
@@ -159,6 +164,10 @@ class Swarm:
     def _in_run(self) -> Node:
         assert self._node is not None, "enter a run first"
         return self._node
+
+    def _soon(self, change: Callable[[Node], None]) -> None:
+        """For what nobody waits for. Calls are carried out in their order."""
+        self._thread.loop.call_soon_threadsafe(change, self._in_run)
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
         future = self._thread.submit(work)

@@ -68,11 +68,12 @@ class Ours(Peer):
         self._anchor = Anchor(number, f"{number:064x}")
         self._swarm.hold(self._anchor, np.zeros(1, np.float32), self.size)
         self._swarm.announce(state="training")
+        self._swarm.approach(self._anchor)
 
     def round(self, number: int) -> Round:
         # All that a trainer does between its last local step and the average.
         self._swarm.announce(state="ready")
-        self._swarm.view()
+        self._swarm.view(10.0)
         outcome = self._swarm.average(Contribution(self._anchor, self._delta, samples=1.0))
         ended = time.monotonic()
         if not isinstance(outcome, Averaged):
