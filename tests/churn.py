@@ -30,7 +30,14 @@ from tests.counting import CountingLearner, counting_trainer
 
 SIZE = 3000
 QUICK = Timeouts(
-    dial=0.3, silence=0.4, record=1.0, heartbeat=0.1, announce=0.1, record_life=1.0, start=2.0
+    dial=0.3,
+    silence=0.4,
+    record=1.0,
+    heartbeat=0.1,
+    look=0.05,
+    announce=0.1,
+    record_life=1.0,
+    start=2.0,
 )
 
 
@@ -68,8 +75,9 @@ class Peer:
             self.swarm, churn.manifest, config, "trainer", Events(self.events.append)
         )
         step = 1e-3 * (len(churn.peers) + 1)
-        learner = CountingLearner(SIZE, step, self.script.before_training)
-        self.trainer = counting_trainer(self._seated.__enter__(), learner)
+        steps, pause = churn.local_epoch
+        self.learner = CountingLearner(SIZE, step, self.script.before_training, steps, pause)
+        self.trainer = counting_trainer(self._seated.__enter__(), self.learner)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -118,6 +126,7 @@ class Churn:
         self.world, self.thread = World(time.time), EventLoopThread()
         self.scripts: dict[str, Script] = {}
         self.peers: dict[str, Peer] = {}
+        self.local_epoch = (1, 0.0)  # steps, seconds for each
         self._folder = folder
 
     def crash(self, name: str, at_round: int) -> "Churn":

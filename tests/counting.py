@@ -1,5 +1,6 @@
 """A trainer's parts without a model: a learner that only counts, for tests of everything else."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +15,22 @@ from p2pllm.training.learner import Work
 
 
 class CountingLearner:
-    """Adds a constant of its own in each local epoch."""
+    """Adds a constant of its own in each local epoch, in steps of equal size."""
 
-    def __init__(self, size: int, step: float, before_training: Callable[[int], None]) -> None:
-        """before_training: called with the round; it may wait, or end the peer."""
-        self.size = size
+    def __init__(
+        self,
+        size: int,
+        step: float,
+        before_training: Callable[[int], None],
+        steps: int = 1,
+        pause: float = 0.0,
+    ) -> None:
+        """before_training: called with the round when its first step is due; it may wait, or end
+        the peer. pause: seconds for each step."""
+        self.size, self.done = size, list[int]()  # rounds, one entry for each step
         self._values = np.zeros(size, np.float32)
-        self._step, self._before_training = np.float32(step), before_training
+        self._step, self._before_training = np.float32(step / steps), before_training
+        self._steps, self._pause = steps, pause
 
     def values(self) -> Any:
         return self._values.copy()
@@ -28,16 +38,28 @@ class CountingLearner:
     def adopt(self, values: Any) -> None:
         self._values = values.copy()
 
-    def train(self, round: int, on_step: Any, stop: Any) -> Work:
-        self._before_training(round)
-        if not stop():
+    def train(self, round: int, on_step: Any, stop: Any, begun: Work | None = None) -> Work:
+        if begun is None:
+            self._before_training(round)
+        steps = begun.steps if begun else 0
+        while steps < self._steps and not stop():
+            time.sleep(self._pause)
             self._values += self._step
+            self.done.append(round)
+            steps += 1
             on_step(
                 StepDone(
-                    round=round, step=1, steps=1, loss=1.0, learning_rate=1.0, tokens_per_second=1.0
+                    round=round,
+                    step=steps,
+                    steps=self._steps,
+                    loss=1.0,
+                    learning_rate=1.0,
+                    tokens_per_second=1.0,
                 )
             )
-        return Work(samples=4, steps=1, tokens=8, loss=1.0, seconds=0.01, skipped=0)
+        return Work(
+            samples=4 * steps, steps=steps, tokens=8 * steps, loss=1.0, seconds=0.01, skipped=0
+        )
 
 
 def counting_trainer(seat: Seat, learner: CountingLearner) -> Trainer:

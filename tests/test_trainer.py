@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed
+from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed, StepDone
 from p2pllm.roles import trainer
 from p2pllm.roles.trainer import Offer
 from tests.churn import Churn
@@ -67,3 +67,39 @@ def test_carried_work_counts_with_a_discount():
     alone = fresh.joined_with(missed, discount=0.0)
     assert alone.samples == 10.0
     np.testing.assert_allclose(alone.delta, 1.0)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_with_and_without_overlap_every_step_counts_once(tmp_path, overlap):
+    churn = Churn(tmp_path, rounds=4, min_peers=3, overlap=overlap, compression="none")
+    churn.local_epoch = (10, 0.005)
+    peers = churn.play("ann", "bob", "cat")
+    assert len({peer.final.digest for peer in peers.values()}) == 1
+    for peer in peers.values():
+        assert sorted(peer.learner.done) == [r for r in range(4) for _ in range(10)]
+        # Each round, the mean of what a local epoch of ann's, bob's and cat's adds.
+        np.testing.assert_allclose(peer.learner.values(), 4 * (1 + 2 + 3) / 3 * 1e-3, rtol=1e-5)
+
+
+def test_with_overlap_nobody_waits_for_the_others(tmp_path):
+    churn = Churn(tmp_path, rounds=3, min_peers=2, overlap=True).slow(
+        "bob", at_round=0, seconds=0.4
+    )
+    churn.local_epoch = (20, 0.01)
+    peers = churn.play("ann", "bob")
+    first = peers["ann"].of(RoundCommitted)[0]
+    before = [e for e in peers["ann"].of(StepDone) if e.time < first.time]
+    assert {e.round for e in before} == {0, 1}  # it was in the next local epoch when bob was ready
+    assert peers["ann"].final.digest == peers["bob"].final.digest
+
+
+def test_work_done_ahead_is_not_lost_when_its_round_is_missed(tmp_path):
+    churn = Churn(tmp_path, rounds=5, min_peers=2, overlap=True)
+    churn.local_epoch = (10, 0.01)
+    for round in (1, 2):
+        churn.slow("cat", at_round=round, seconds=2.0)
+    for round in (2, 3):
+        churn.slow("ann", at_round=round, seconds=1.0)
+    peers = churn.play("ann", "bob", "cat")
+    assert len({peer.final.digest for peer in peers.values()}) == 1
+    assert peers["cat"].of(CaughtUp)

@@ -179,6 +179,9 @@ class AveragingConfig(Config):
     """Learning rate of `outer: nesterov`."""
     outer_momentum: float = Field(0.9, ge=0, lt=1)
     """Momentum of `outer: nesterov`. It is part of what a late joiner catches up."""
+    overlap: bool = False
+    """Go on training while the average is under way, and add it to the local adapter when it comes:
+    no peer is ever idle, but each local epoch begins without the others' last one."""
     carry: float = Field(0.5, ge=0, le=1)
     """With which weight a peer that missed a round offers that work again in the next."""
 

@@ -42,6 +42,7 @@ from p2pllm.swarm.rounds import (
     keeps_shard,
     next_action,
 )
+from p2pllm.swarm.swarm import Pending
 from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.learner import Learner, Work
 from p2pllm.training.outer import OuterOptimizer
@@ -65,6 +66,14 @@ class Offer:
         samples = self.samples + discount * other.samples
         share = np.float32(self.samples / samples)
         return Offer(share * self.delta + (1 - share) * other.delta, samples)
+
+
+@dataclass(frozen=True)
+class _Offered:
+    """An offer on its way into a round, and the local adapter (size,) as it was then."""
+
+    offer: Offer
+    values: Values
 
 
 class Rows:
@@ -106,6 +115,8 @@ class Trainer:
         self._outer = OuterOptimizer(self._run.averaging, learner.size)
         self._state: Values = self._outer.start(learner.values())
         self._work: Work | None = None
+        self._offered: _Offered | None = None  # what the others get of it, while they may
+        self._ahead: Work | None = None  # of the next local epoch, done while that is under way
         self._carried: Offer | None = None  # work of a round that was missed
         self._samples = 0
         self._waiting_since = 0.0
@@ -147,7 +158,9 @@ class Trainer:
             self._events.emit(ShardClaimed(shard=shard, shards=shards, rows=rows))
         self._swarm.announce(state="training", shard=self._rows.shard)
         self._swarm.approach(self._anchor)
-        work = self._learner.train(self._anchor.round, self._on_step, self._seat.stop.is_set)
+        stop, begun = self._seat.stop.is_set, self._ahead
+        work = self._learner.train(self._anchor.round, self._on_step, stop, begun)
+        self._ahead = None
         if self._seat.stop.is_set() or not work.samples:
             return
         self._work = work
@@ -160,9 +173,13 @@ class Trainer:
     def _average(self, view: SwarmView) -> None:
         assert self._anchor is not None
         assert self._work is not None
-        offer = self._offer()
-        outcome = self._swarm.average(Contribution(self._anchor, offer.delta, offer.samples))
-        match outcome:
+        if self._offered is None:
+            self._offered = _Offered(self._offer(), self._learner.values())
+        offer = self._offered.offer
+        pending = self._swarm.average(Contribution(self._anchor, offer.delta, offer.samples))
+        if self._run.averaging.overlap and self._anchor.round + 1 < self._run.rounds:
+            self._train_ahead(pending)
+        match outcome := pending.result():
             case Averaged():
                 self._commit(outcome)
             case Missed():
@@ -175,11 +192,25 @@ class Trainer:
                 )
                 self._seat.stop.wait(_PAUSE)
 
+    def _train_ahead(self, pending: Pending[Averaged | Missed]) -> None:
+        """Go on with the next local epoch until the average is there."""
+        assert self._anchor is not None
+
+        def stop() -> bool:
+            return pending.is_done() or self._seat.stop.is_set()
+
+        next_round = self._anchor.round + 1
+        self._ahead = self._learner.train(next_round, self._on_step, stop, self._ahead)
+
     def _commit(self, outcome: Averaged) -> None:
         assert self._anchor is not None
         assert self._work is not None
+        assert self._offered is not None
+        progress = self._learner.values() - self._offered.values if self._ahead else None
         work, round, view = self._work, self._anchor.round, self._swarm.view(_RECENT)
         self._hold(round + 1, self._outer.step(self._state, outcome.delta))
+        if progress is not None:  # what we learnt meanwhile stays, on top of the average
+            self._learner.adopt(self._learner.values() + progress)
         self._carried = None
         waited = time.monotonic() - self._waiting_since - outcome.seconds_reducing
         self._events.emit(
@@ -212,6 +243,7 @@ class Trainer:
             case (state, donor):
                 if self._work is not None:
                     self._carried = self._offer()
+                self._ahead = None
                 self._hold(action.anchor.round, state)
                 self._events.emit(
                     CaughtUp(
@@ -250,14 +282,15 @@ class Trainer:
     def _hold(self, round: int, state: Values) -> None:
         """Go on from this adapter, and let others have it."""
         self._anchor, self._state = Anchor(round, digest_of(state)), state
-        self._work = None
+        self._work = self._offered = None
         self._learner.adopt(self._outer.values(state))
         self._swarm.hold(self._anchor, state, self._learner.size)
 
     def _offer(self) -> Offer:
         assert self._work is not None
         delta = self._learner.values() - self._outer.values(self._state)
-        fresh = Offer(delta, float(self._work.samples))
+        samples = self._work.samples + (self._ahead.samples if self._ahead else 0)
+        fresh = Offer(delta, float(samples))
         if self._carried is None:
             return fresh
         return fresh.joined_with(self._carried, self._run.averaging.carry)

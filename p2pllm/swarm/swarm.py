@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from p2pllm.errors import NetworkDown
 from p2pllm.swarm.codec import Floats
@@ -55,6 +55,31 @@ class EventLoopThread:
         self._thread.join(timeout=5)
 
 
+class Pending(Generic[T]):
+    """Work that waits for other peers, within deadlines of its own."""
+
+    def __init__(self, future: "concurrent.futures.Future[T]", stop: threading.Event) -> None:
+        self._future, self._stop = future, stop
+
+    def is_done(self) -> bool:
+        return self._future.done()
+
+    def result(self) -> T | None:
+        """Waits for it; None when this peer is asked to stop meanwhile."""
+        while not self._stop.is_set():
+            try:
+                return self._future.result(_POLL)
+            except concurrent.futures.TimeoutError:
+                if self._future.done():
+                    raise  # the work's own
+        self._future.cancel()
+        with contextlib.suppress(
+            concurrent.futures.TimeoutError, concurrent.futures.CancelledError
+        ):
+            self._future.result(_GRACE)
+        return None
+
+
 class Swarm:
     """This peer's connection to the swarm. Open it, `enter` one run, and in the end `close` it."""
 
@@ -77,7 +102,7 @@ class Swarm:
             return await open_network()
 
         try:
-            network = self._call_until_stopped(opened())
+            network = Pending(self._thread.submit(opened()), stop).result()
             if network is None:
                 raise KeyboardInterrupt
         except BaseException:
@@ -133,13 +158,15 @@ class Swarm:
         to who asks."""
         self._call(self._in_run.hold(anchor, state, size))
 
-    def average(self, contribution: Contribution) -> Averaged | Missed | None:
-        """One attempt at a round; None when we were asked to stop."""
-        return self._call_until_stopped(self._in_run.average(contribution))
+    def average(self, contribution: Contribution) -> "Pending[Averaged | Missed]":
+        """Begin one attempt at a round."""
+        work = self._in_run.average(contribution)
+        return Pending(self._thread.submit(work), self.stop)
 
     def catch_up(self, action: CatchUp, size: int) -> tuple[Floats, PeerId] | Missed | None:
         """Download a committed state of `size` values; None when we were asked to stop."""
-        return self._call_until_stopped(self._in_run.catch_up(action, size))
+        work = self._in_run.catch_up(action, size)
+        return Pending(self._thread.submit(work), self.stop).result()
 
     def designate(self, aggregator: PeerId, serial: int) -> None:
         """As the owner: name the aggregator rank. A later serial wins."""
@@ -176,22 +203,6 @@ class Swarm:
         except concurrent.futures.TimeoutError:
             future.cancel()
             raise NetworkDown(reason=f"no answer within {_LONGEST:.0f} s") from None
-
-    def _call_until_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """For work that waits for others, within deadlines of its own."""
-        future = self._thread.submit(work)
-        while not self.stop.is_set():
-            try:
-                return future.result(_POLL)
-            except concurrent.futures.TimeoutError:
-                if future.done():
-                    raise  # the work's own
-        future.cancel()
-        with contextlib.suppress(
-            concurrent.futures.TimeoutError, concurrent.futures.CancelledError
-        ):
-            future.result(_GRACE)
-        return None
 
     def _end_thread(self) -> None:
         if self._owned:

@@ -52,6 +52,14 @@ class _Tally:
     loss: float = 0.0  # sum over tokens
     skipped: int = 0
 
+    @classmethod
+    def going_on_from(cls, begun: Work | None) -> "_Tally":
+        if begun is None:
+            return cls(time.monotonic())
+        loss = begun.loss * begun.tokens if begun.tokens else 0.0
+        began = time.monotonic() - begun.seconds
+        return cls(began, begun.samples, begun.steps, begun.tokens, loss, begun.skipped)
+
     def work(self) -> Work:
         mean = self.loss / self.tokens if self.tokens else math.nan
         seconds = time.monotonic() - self.began
@@ -96,16 +104,21 @@ class Learner:
         self.adapter.adopt(values)
 
     def train(
-        self, round: int, on_step: Callable[[StepDone], None], stop: Callable[[], bool]
+        self,
+        round: int,
+        on_step: Callable[[StepDone], None],
+        stop: Callable[[], bool],
+        begun: Work | None = None,
     ) -> Work:
-        """One local epoch of round `round` (from 0). It ends within a step once `stop` says so.
+        """One local epoch of round `round` (from 0). It ends within a step once `stop` says so;
+        `begun`, what it had done until then, is where another call goes on.
 
         Raises:
             LossNotFinite: no step of the whole local epoch could be used.
             DeviceMemoryFull: the micro-batch is too large for the device.
         """
         self.adapter.model.train()
-        tally = _Tally(time.monotonic())
+        tally = _Tally.going_on_from(begun)
         planned = self._planned_steps()
         for fraction in self._fractions(tally, planned):
             if stop():
@@ -140,10 +153,12 @@ class Learner:
     def _fractions(self, tally: _Tally, planned: int | None) -> Iterator[float]:
         """For each step of the local epoch, which fraction of it lies before the step's middle."""
         if planned is not None:
-            yield from ((step + 0.5) / planned for step in range(planned))
+            done = tally.steps + tally.skipped
+            yield from ((step + 0.5) / planned for step in range(done, planned))
             return
         limit = self._training.local.seconds or 0.0
-        yield 0.0  # a peer however slow does one step
+        if not tally.steps:
+            yield 0.0  # a peer however slow does one step
         while (elapsed := time.monotonic() - tally.began) < limit:
             yield elapsed / limit
 

@@ -74,7 +74,7 @@ class Ours(Peer):
         # All that a trainer does between its last local step and the average.
         self._swarm.announce(state="ready")
         self._swarm.view(10.0)
-        outcome = self._swarm.average(Contribution(self._anchor, self._delta, samples=1.0))
+        outcome = self._swarm.average(Contribution(self._anchor, self._delta, samples=1.0)).result()
         ended = time.monotonic()
         if not isinstance(outcome, Averaged):
             return Round(ended, None, 0.0, f"missed: {outcome.reason if outcome else 'stopped'}")
