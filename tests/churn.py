@@ -123,7 +123,7 @@ class Churn:
             checkpoint=CheckpointConfig(),
         )
         self.manifest = Manifest.found(run, Identity.ephemeral())
-        self.world, self.thread = World(time.time), EventLoopThread()
+        self.world, self.thread = World(), EventLoopThread()
         self.scripts: dict[str, Script] = {}
         self.peers: dict[str, Peer] = {}
         self.local_epoch = (1, 0.0)  # steps, seconds for each

@@ -5,6 +5,8 @@ import inspect
 
 import pytest
 
+from p2pllm.swarm import virtual_time
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
@@ -61,9 +63,10 @@ def rows():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Run a test that is a coroutine in an event loop of its own."""
+    """Run a test that is a coroutine: in virtual time, or by the clock when it has real sockets."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    run = asyncio.run if pyfuncitem.get_closest_marker("swarm") else virtual_time.run
+    run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True

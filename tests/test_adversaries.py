@@ -6,7 +6,6 @@ A liar here is an honest node with one part replaced, so everything else that it
 
 import asyncio
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
@@ -22,7 +21,7 @@ from p2pllm.swarm.group import Group, Member
 from p2pllm.swarm.hivemind_network import _DaemonStream
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.leader import JOIN
-from p2pllm.swarm.network import NetworkError, receive_message, send_message
+from p2pllm.swarm.network import NetworkError, loop_time, receive_message, send_message
 from p2pllm.swarm.node import Averaged, Missed, Node
 from p2pllm.swarm.records import Progress, progress_key, seal
 from p2pllm.swarm.rounds import Anchor, Average, CatchUp, Standing, next_action, precedes
@@ -410,6 +409,7 @@ async def test_a_record_in_another_name_and_a_replayed_one_change_nothing():
     world, mal = peers.world, peers.identities["mal"]
     key, bob = progress_key(peers.manifest.run_id), peers.id("bob")
     old = world.records[key][bob][0]
+    await asyncio.sleep(0.01)
     peers.nodes["bob"].announce(samples=77)
     await asyncio.sleep(0.01)
     seen = await peers.nodes["ann"].view()
@@ -426,10 +426,11 @@ async def test_a_record_in_another_name_and_a_replayed_one_change_nothing():
 async def test_a_record_that_has_expired_does_not_bring_its_author_back():
     peers = await Lied().start()
     key, bob = progress_key(peers.manifest.run_id), peers.id("bob")
+    long_ago = loop_time() - 60
     expired = Progress(
-        peer=bob, name="bob", role="trainer", state="ready", round=0, expires=time.time() - 60
+        peer=bob, name="bob", role="trainer", state="ready", round=0, expires=long_ago
     )
-    envelope = seal(peers.identities["bob"], key, bob, expired, time.time() - 60)
+    envelope = seal(peers.identities["bob"], key, bob, expired, long_ago)
     peers.world.records[key][bob] = (envelope, 9e9)
     network = peers.world.join(Identity.ephemeral())
     newcomer = Node(network, Identity.ephemeral(), peers.manifest, QUICK)
