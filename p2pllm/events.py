@@ -102,11 +102,11 @@ class RoundMissed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class CaughtUp(Event):
-    """The committed adapter of a round was taken from another peer."""
+    """The committed adapter of a round was taken from other peers."""
 
     round: int
     digest: str
-    donor: str
+    donors: list[str]
     seconds: float
 
 

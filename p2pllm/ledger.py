@@ -55,7 +55,8 @@ def _told(row: Row) -> list[str]:
             return [f"missed: {row['reason']}{blamed}; the local work was kept"]
         case "caught_up":
             return [
-                f"caught up to round {row['round']} from {row['donor']} in {row['seconds']:.2f} s"
+                f"caught up to round {row['round']} from {', '.join(row['donors'])} "
+                f"in {row['seconds']:.2f} s"
             ]
     return [str(row["event"])]
 

@@ -232,7 +232,8 @@ _TELLERS = {
     "round_committed": _committed,
     "round_missed": _missed,
     "caught_up": lambda row: (
-        f"caught up to round {row['round']} from {safe(row['donor'])} in {row['seconds']:.1f} s"
+        f"caught up to round {row['round']} from {safe(', '.join(row['donors']))} "
+        f"in {row['seconds']:.1f} s"
     ),
     "evaluated": lambda row: (
         f"[cyan]round {row['round']}: held-out loss {_loss(row)}[/] "

@@ -454,7 +454,26 @@ async def test_a_donor_that_offers_another_size_is_not_listened_to():
         CatchUp(peers.anchor, (peers.id("mal"), peers.id("bob"))), peers.base.size
     )
     assert not isinstance(got, Missed)
-    assert got[1] == peers.id("bob")
+    assert got[1] == (peers.id("bob"),)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        lambda frame: frame[:-4] + b"\0\0\0\1" if len(frame) > 10_000 else frame,
+        lambda frame: frame[:-4] if len(frame) > 10_000 else frame,
+        lambda frame: frame.replace(b"leaves", b"loaves"),
+    ],
+    ids=["another value", "too short", "no leaves"],
+)
+async def test_what_a_donor_sends_of_another_adapter_is_taken_from_the_others(lie):
+    peers = await Lied().start()
+    peers.world.tampers[peers.id("mal")] = lie
+    action = CatchUp(peers.anchor, (peers.id("mal"), peers.id("bob"), peers.id("cat")))
+    got = await peers.nodes["ann"].catch_up(action, peers.base.size)
+    assert not isinstance(got, Missed)
+    np.testing.assert_array_equal(got[0], peers.base)
+    assert peers.id("mal") not in got[1]
 
 
 async def test_a_frame_longer_than_allowed_is_refused_before_anything_is_allocated():

@@ -138,8 +138,8 @@ def test_a_log_has_a_line_for_each_notable_event():
         ("ann", step(0, 1)),
         ("ann", committed(0, "ann", "bob")),
         ("bob", RoundMissed(round=1, reason="cat did not answer", culprits=["cat"])),
-        ("bob", CaughtUp(round=2, digest="d", donor="ann", seconds=0.1)),
-        ("aggregator", CaughtUp(round=2, digest="d", donor="ann", seconds=0.1)),
+        ("bob", CaughtUp(round=2, digest="d", donors=["ann"], seconds=0.1)),
+        ("aggregator", CaughtUp(round=2, digest="d", donors=["ann"], seconds=0.1)),
         ("aggregator", evaluated(2, 3.2)),
         terminal=False,
     )

@@ -231,9 +231,9 @@ async def test_a_newcomer_takes_the_committed_adapter_from_another_donor_when_th
     action = CatchUp(peers.anchor, (peers.id("ann"), peers.id("bob")))
     got = await peers.nodes["cat"].catch_up(action, peers.base.size)
     assert not isinstance(got, Missed)
-    values, donor = got
+    values, donors = got
     assert digest_of(values) == peers.anchor.digest
-    assert donor == peers.id("bob")
+    assert donors == (peers.id("bob"),)
 
 
 async def test_who_comes_with_a_stale_anchor_is_told_so_and_commits_nothing_alone():
@@ -256,3 +256,33 @@ async def test_nothing_can_hang_a_member_whose_group_falls_silent():
     assert isinstance(result, Missed)
     for task in waiting:
         task.cancel()
+
+
+async def test_several_donors_deliver_an_adapter_together_and_a_slow_one_holds_nobody_up():
+    peers = Peers("ann", "bob", "cat", "dan", size=40 * 65_536 + 7, link=Link(0.01, 10_000_000))
+    peers.links["dan"] = Link(0.01, 50_000)  # alone, it would take three minutes
+    await peers.start()
+    donors = tuple(peers.id(name) for name in ("dan", "bob", "cat"))
+    began = loop_time()
+    got = await peers.nodes["ann"].catch_up(CatchUp(peers.anchor, donors), peers.base.size)
+    assert not isinstance(got, Missed)
+    np.testing.assert_array_equal(got[0], peers.base)
+    assert {peers.id("bob"), peers.id("cat")} <= set(got[1])
+    assert loop_time() - began < 8.0
+
+
+LINE = Link(0.01, 2_000_000)
+
+
+async def test_a_donor_that_dies_in_the_middle_is_replaced_by_the_next():
+    peers = await Peers(
+        "ann", "bob", "cat", size=40 * 65_536, link=LINE, timeouts=Timeouts()
+    ).start()
+    action = CatchUp(peers.anchor, (peers.id("bob"), peers.id("cat")))
+    getting = asyncio.ensure_future(peers.nodes["ann"].catch_up(action, peers.base.size))
+    await asyncio.sleep(2.0)
+    assert not getting.done()
+    peers.kill("bob")
+    got = await getting
+    assert not isinstance(got, Missed)
+    np.testing.assert_array_equal(got[0], peers.base)

@@ -62,7 +62,7 @@ def test_what_a_remote_peer_calls_itself_is_shown_as_it_is():
 
 def test_a_remote_peer_cannot_take_over_the_terminal():
     name = "bob\x1b[2J\x1b]0;mine\x07\n\u202eevil"
-    for event in (CaughtUp(round=1, digest="d", donor=name, seconds=1.0), Trouble(what=name)):
+    for event in (CaughtUp(round=1, digest="d", donors=[name], seconds=1.0), Trouble(what=name)):
         text = seen(lambda console, event=event: LineScreen(console)(event), width=200)
         assert len(text.splitlines()) == 1
         assert all(sign.isprintable() for sign in text.rstrip("\n"))

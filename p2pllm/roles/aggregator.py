@@ -95,13 +95,13 @@ class Aggregator:
                 what = f"following to round {action.anchor.round} failed: {outcome.reason}"
                 self._seat.events.emit(Trouble(what=what))
                 return False
-            case (state, donor):
+            case (state, donors):
                 self._hold(action.anchor.round, state)
                 self._seat.events.emit(
                     CaughtUp(
                         round=action.anchor.round,
                         digest=action.anchor.digest,
-                        donor=view.name(donor),
+                        donors=[view.name(donor) for donor in donors],
                         seconds=time.monotonic() - began,
                     )
                 )

@@ -240,7 +240,7 @@ class Trainer:
                 what = f"catching up to round {action.anchor.round} failed: {outcome.reason}"
                 self._events.emit(Trouble(what=what))
                 self._seat.stop.wait(_PAUSE)
-            case (state, donor):
+            case (state, donors):
                 if self._work is not None:
                     self._carried = self._offer()
                 self._ahead = None
@@ -249,7 +249,7 @@ class Trainer:
                     CaughtUp(
                         round=action.anchor.round,
                         digest=action.anchor.digest,
-                        donor=view.name(donor),
+                        donors=[view.name(donor) for donor in donors],
                         seconds=time.monotonic() - began,
                     )
                 )

@@ -298,16 +298,14 @@ class Node:
             norm += float(np.linalg.norm(self._rounding))
         return norm
 
-    async def catch_up(self, action: CatchUp, size: int) -> tuple[Floats, PeerId] | Missed:
-        """The committed adapter, from the first donor that delivers it whole."""
-        reason = "nobody who holds this adapter can be dialled"
-        for donor in action.donors:
-            try:
-                return await fetch(self._streams, donor, action.anchor, size, self._timeouts), donor
-            except NetworkError as problem:
-                reason = str(problem)
-                logger.info("catching up from %s failed: %s", donor, problem)
-        return Missed(reason, action.donors)
+    async def catch_up(
+        self, action: CatchUp, size: int
+    ) -> tuple[Floats, tuple[PeerId, ...]] | Missed:
+        """The committed adapter, and who delivered parts of it."""
+        try:
+            return await fetch(self._streams, action.donors, action.anchor, size, self._timeouts)
+        except NetworkError as problem:
+            return Missed(str(problem), action.donors)
 
     # ---- the owner's and the aggregator's part
 

@@ -163,7 +163,9 @@ class Swarm:
         work = self._in_run.average(contribution)
         return Pending(self._thread.submit(work), self.stop)
 
-    def catch_up(self, action: CatchUp, size: int) -> tuple[Floats, PeerId] | Missed | None:
+    def catch_up(
+        self, action: CatchUp, size: int
+    ) -> tuple[Floats, tuple[PeerId, ...]] | Missed | None:
         """Download a committed state of `size` values; None when we were asked to stop."""
         work = self._in_run.catch_up(action, size)
         return Pending(self._thread.submit(work), self.stop).result()
