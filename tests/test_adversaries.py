@@ -17,8 +17,8 @@ import pytest
 from p2pllm.config.run import AveragingConfig, Deadline
 from p2pllm.digest import digest_of
 from p2pllm.swarm.allreduce import REDUCE, AllReduce
+from p2pllm.swarm.daemon import DaemonStream
 from p2pllm.swarm.group import Group, Member
-from p2pllm.swarm.hivemind_network import _DaemonStream
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.leader import JOIN
 from p2pllm.swarm.network import NetworkError, loop_time, receive_message, send_message
@@ -478,7 +478,7 @@ async def test_what_a_donor_sends_of_another_adapter_is_taken_from_the_others(li
 
 async def test_a_frame_longer_than_allowed_is_refused_before_anything_is_allocated():
     reader = asyncio.StreamReader()
-    stream = _DaemonStream("mal", reader, Mock())
+    stream = DaemonStream("mal", reader, Mock())
     reader.feed_data((2**32 - 1).to_bytes(4, "big") + b"x" * 100)
     with pytest.raises(NetworkError, match="are allowed"):
         await stream.receive(1024)

@@ -8,64 +8,31 @@ shared memory, and every wait is ours to bound.
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import socket
-import sys
-import tempfile
 import weakref
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import msgpack
-
-os.environ.setdefault("HIVEMIND_LOGLEVEL", "CRITICAL")  # its errors reach users as our letters
-
 from hivemind.dht.node import DHTNode
 from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
-from hivemind.p2p import P2P, PeerID
-from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, P2PHandlerError
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.utils import MSGPackSerializer, get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
 from p2pllm.config.peer import NetworkConfig
 from p2pllm.errors import AddressInUse, AddressInvalid, NetworkDown, NoPeersReached
+from p2pllm.swarm.address_book import AddressBook
+from p2pllm.swarm.daemon import FAILURES, Daemon, DaemonStream, make_folder
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.network import Handler, NetworkError, PeerId, Stream, Timeouts
 from p2pllm.swarm.records import is_acceptable
 
 logger = logging.getLogger(__name__)
-_FAILURES = (OSError, EOFError, P2PDaemonError, P2PHandlerError, asyncio.IncompleteReadError)
-_HEADER = 4  # bytes of a frame's length
-_AHEAD = 1 << 18  # bytes read before they are asked for; asyncio's 64 KiB is half a frame
-_BEHIND = 1 << 20  # bytes on their way to the daemon: a few frames
-
-# Run in the daemon's place just before it: p2pd would outlive a killed parent, and a Ctrl+C meant
-# for us would take it away before we have said good-bye to the swarm.
-_TETHER = (
-    "import ctypes, os, signal, sys\n"
-    "os.setsid()\n"
-    "sys.platform == 'linux' and ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
-    "os.getppid() == int(sys.argv[1]) and os.execv(sys.argv[2], sys.argv[2:])"
-)
-
-
-class _Daemon(P2P):  # type: ignore[misc]
-    """p2pd, tied to this process's life, with its sockets in a folder that we remove."""
-
-    folder: Path
-
-    @classmethod
-    def in_folder(cls, folder: Path) -> type["_Daemon"]:
-        return type("_Daemon", (cls,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/", "folder": folder})
-
-    @staticmethod
-    def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:
-        if "trustedRelays" in kwargs:  # use them at once; a search for others takes minutes
-            kwargs["relayDiscovery"] = False
-        command = P2P._make_process_args(*args, **kwargs)
-        return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]
+_TRIED = 8  # remembered addresses with which a peer starts when the initial ones are gone
 
 
 class _SignedRecords(RecordValidatorBase):  # type: ignore[misc]
@@ -86,55 +53,17 @@ class _SignedRecords(RecordValidatorBase):  # type: ignore[misc]
         return isinstance(other, _SignedRecords)
 
 
-class _DaemonStream:
-    """Length-prefixed frames on one libp2p stream."""
-
-    def __init__(
-        self, peer: PeerId, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.peer = peer
-        self.bytes_sent = self.bytes_received = 0
-        self._reader, self._writer = reader, writer
-        reader._limit = _AHEAD  # type: ignore[attr-defined]  # hivemind opens it without asking us
-        with contextlib.suppress(OSError):  # a system that allows less keeps what it has
-            link = writer.get_extra_info("socket")
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BEHIND)
-
-    async def send(self, frame: bytes | memoryview) -> None:
-        try:
-            # At once: the daemon would make a packet of its own of the header.
-            self._writer.writelines((len(frame).to_bytes(_HEADER, "big"), frame))
-            await self._writer.drain()
-        except _FAILURES as problem:
-            raise NetworkError(f"{self.peer} hung up") from problem
-        self.bytes_sent += _HEADER + len(frame)
-
-    async def receive(self, limit: int) -> bytes:
-        try:
-            size = int.from_bytes(await self._reader.readexactly(_HEADER), "big")
-            if size > limit:
-                raise NetworkError(f"{self.peer} sent {size} bytes where {limit} are allowed")
-            frame = await self._reader.readexactly(size)
-        except _FAILURES as problem:
-            raise NetworkError(f"{self.peer} hung up") from problem
-        self.bytes_received += _HEADER + size
-        return frame
-
-    def close(self) -> None:
-        with contextlib.suppress(*_FAILURES, RuntimeError):
-            self._writer.close()
-
-
 class HivemindNetwork:
     """One peer's daemon and DHT node. Make it with `start`; all methods run in its event loop."""
 
     def __init__(self, identity: Identity, config: NetworkConfig, timeouts: Timeouts) -> None:
         self._identity, self._config, self._timeouts = identity, config, timeouts
         self._handlers: dict[str, Handler] = {}
-        self._known: set[str] = set(config.initial_peers)  # multiaddrs seen alive
-        self._daemon: _Daemon
+        path = identity.path
+        self._seen = AddressBook(path.with_suffix(".peers.json") if path is not None else None)
+        self._daemon: Daemon
         self._node: DHTNode
-        self._folder = _make_folder()
+        self._folder = make_folder()
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     @property
@@ -162,11 +91,23 @@ class HivemindNetwork:
         return self
 
     async def _start(self) -> None:
+        """With the initial peers; when none of them answers, with those last seen."""
+        try:
+            await self._start_with(list(self._config.initial_peers))
+        except NoPeersReached:
+            if not (others := self._seen.newest()[:_TRIED]):
+                raise
+            await self._stop()
+            with contextlib.suppress(NoPeersReached):
+                await self._start_with(others)
+                return
+            raise  # the letter names the initial peers
+
+    async def _start_with(self, peers: list[str]) -> None:
         host = await self._fixed_ports()
-        peers = sorted(self._known)
         try:
             async with asyncio.timeout(self._timeouts.start):
-                self._daemon = await _Daemon.in_folder(self._folder).create(
+                self._daemon = await Daemon.in_folder(self._folder).create(
                     initial_peers=peers or None,
                     host_maddrs=None if self._config.client_only else host,
                     announce_maddrs=list(self._config.announce_maddrs) or None,
@@ -192,19 +133,19 @@ class HivemindNetwork:
                     ensure_bootstrap_success=False,
                 )
         except (TimeoutError, P2PDaemonError, OSError) as problem:
-            raise self._start_failure(problem) from problem
+            raise self._start_failure(problem, peers) from problem
         if not self._config.client_only:
             for protocol, handler in self._handlers.items():
                 await self._add(protocol, handler)
         if peers and not await self.is_connected():
             raise NoPeersReached(peers="\n".join(peers))
 
-    def _start_failure(self, problem: Exception) -> Exception:
+    def _start_failure(self, problem: Exception, peers: list[str]) -> Exception:
         text = str(problem)
         if "address already in use" in text or "failed to listen" in text:
             return AddressInUse(addresses=", ".join(self._config.host_maddrs))
-        if self._config.initial_peers and "Daemon failed" in text:
-            return NoPeersReached(peers="\n".join(self._config.initial_peers))
+        if peers and "Daemon failed" in text:
+            return NoPeersReached(peers="\n".join(peers))
         return NetworkDown(reason=text or type(problem).__name__)
 
     async def _fixed_ports(self) -> list[str]:
@@ -227,9 +168,9 @@ class HivemindNetwork:
             _, reader, writer = await self._daemon.call_binary_stream_handler(
                 PeerID.from_base58(peer), protocol
             )
-        except (*_FAILURES, ValueError) as problem:
+        except (*FAILURES, ValueError) as problem:
             raise NetworkError(f"{peer} cannot be reached: {problem}") from problem
-        return _DaemonStream(peer, reader, writer)
+        return DaemonStream(peer, reader, writer)
 
     async def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
@@ -240,7 +181,7 @@ class HivemindNetwork:
         async def on_stream(
             info: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
         ) -> None:
-            stream = _DaemonStream(info.peer_id.to_base58(), reader, writer)
+            stream = DaemonStream(info.peer_id.to_base58(), reader, writer)
             try:
                 await handler(stream)
             except NetworkError as problem:
@@ -258,7 +199,7 @@ class HivemindNetwork:
                 return bool(
                     await self._node.store(key, msgpack.packb([key, value]), expires, subkey=subkey)
                 )
-        except (TimeoutError, *_FAILURES) as problem:
+        except (TimeoutError, *FAILURES) as problem:
             logger.debug("storing %s failed: %s", key, problem)
             return False
 
@@ -266,7 +207,7 @@ class HivemindNetwork:
         try:
             async with asyncio.timeout(self._timeouts.record):
                 found = await self._node.get(key, latest=True)
-        except (TimeoutError, *_FAILURES) as problem:
+        except (TimeoutError, *FAILURES) as problem:
             logger.debug("reading %s failed: %s", key, problem)
             return {}
         if found is None or not isinstance(found.value, dict):
@@ -283,10 +224,12 @@ class HivemindNetwork:
         """Whether the DHT knows anybody; remembers who is there for `reconnect`."""
         if not self._node.protocol.routing_table.peer_id_to_uid:
             return False
-        with contextlib.suppress(TimeoutError, *_FAILURES):
+        with contextlib.suppress(TimeoutError, *FAILURES):
             async with asyncio.timeout(self._timeouts.record):
-                for peer in await self._daemon.list_peers():
-                    self._known.update(f"{a}/p2p/{peer.peer_id.to_base58()}" for a in peer.addrs)
+                peers = await self._daemon.list_peers()
+                initial = {Multiaddr(a)["p2p"]: a for a in self._config.initial_peers}
+                found = (str(peer.peer_id) for peer in peers)
+                self.note(initial[peer] for peer in found if peer in initial)
         return True
 
     async def is_alive(self) -> bool:
@@ -301,14 +244,18 @@ class HivemindNetwork:
         off for half a minute never finds it again by itself."""
         table = self._node.protocol.routing_table.peer_id_to_uid
         lost: dict[PeerID, list[Multiaddr]] = {}
-        for maddr in map(Multiaddr, self._known):
+        for maddr in map(Multiaddr, {*self._config.initial_peers, *self._seen.newest()}):
             if (peer := PeerID.from_base58(maddr["p2p"])) not in table and str(peer) != self.me:
                 lost.setdefault(peer, []).append(maddr.decapsulate(f"/p2p/{peer}"))
         await asyncio.gather(*(self._call(peer, maddrs) for peer, maddrs in lost.items()))
         return await self.is_connected()
 
+    def note(self, addresses: Iterable[str]) -> None:
+        """Remember where others are found, for `reconnect` and for another start."""
+        self._seen.note(addresses)
+
     async def _call(self, peer: PeerID, maddrs: list[Multiaddr]) -> None:
-        with contextlib.suppress(*_FAILURES, TimeoutError):
+        with contextlib.suppress(*FAILURES, TimeoutError):
             async with asyncio.timeout(self._timeouts.dial):
                 await self._daemon._client.connect(peer, maddrs)
                 await self._node.protocol.call_ping(peer)
@@ -324,7 +271,7 @@ class HivemindNetwork:
         try:
             async with asyncio.timeout(self._timeouts.record):
                 found = [str(a) for a in await self._daemon.get_visible_maddrs(latest=True)]
-        except (TimeoutError, ValueError, *_FAILURES):
+        except (TimeoutError, ValueError, *FAILURES):
             return []
         return sorted(set(found), key=lambda a: "/127.0.0.1/" in a)
 
@@ -336,7 +283,7 @@ class HivemindNetwork:
     async def _stop(self) -> None:
         # Each part has its own short limit: neither returns by itself when the daemon is gone.
         for part in ("_node", "_daemon"):
-            with contextlib.suppress(AttributeError, TimeoutError, *_FAILURES):
+            with contextlib.suppress(AttributeError, TimeoutError, *FAILURES):
                 async with asyncio.timeout(2):
                     await getattr(self, part).shutdown()
         with contextlib.suppress(AttributeError, ProcessLookupError):
@@ -353,14 +300,3 @@ def _check_addresses(config: NetworkConfig) -> None:
             raise AddressInvalid(address=address, reason=problem) from problem
         if address in config.initial_peers and "p2p" not in parts:
             raise AddressInvalid(address=address, reason="it lacks the /p2p/<peer id> at its end")
-
-
-def _make_folder() -> Path:
-    """A private folder for the daemon's sockets. Those of killed processes are removed on the way:
-    their owners could not."""
-    temporary = Path(tempfile.gettempdir())
-    for folder in temporary.glob("p2pllm-*-*"):
-        pid = folder.name.split("-")[1]
-        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"p2pllm-{os.getpid()}-", dir=temporary))

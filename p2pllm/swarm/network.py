@@ -5,7 +5,7 @@ libp2p daemon (`hivemind_network.py`) and over its in-process twin (`memory_netw
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +90,9 @@ class Network(Streams, Protocol):
 
     async def is_connected(self) -> bool:
         """Whether we know any other peer."""
+
+    def note(self, addresses: Iterable[str]) -> None:
+        """Remember these multiaddrs of live peers, for `reconnect` and for the next start."""
 
     async def reconnect(self) -> bool:
         """Find the swarm again from the peers known so far."""

@@ -140,9 +140,13 @@ class Node:
         ):
             await self._streams.serve(protocol, handler)
         self._progress = progress
+        self._progress = progress.model_copy(update={"addresses": await self._addresses()})
         await self._announce()
         await self._renew_shared()
         self._in_background(self._keep_alive())
+
+    async def _addresses(self) -> list[str]:
+        return (await self._network.addresses())[:4] if self._progress.dialable else []
 
     # ---- what this peer says
 
@@ -215,6 +219,7 @@ class Node:
                 continue  # replayed
             if author not in peers or record.expires > peers[author].expires:
                 peers[author] = record
+                self._network.note(a for a in record.addresses if a.endswith(f"/p2p/{author}"))
         await self._read_slow_records()
         self._names |= {p.peer: p.name for p in peers.values()}
         self._view = SwarmView(
@@ -347,6 +352,7 @@ class Node:
         if not await self._network.is_alive():
             self.on_trouble("the libp2p daemon died or is stuck; starting it again")
             await self._network.restart()
+            self.announce(addresses=await self._addresses())
         elif not self._is_calling:
             self._is_calling = True
             self._in_background(self._call_the_lost())

@@ -4,7 +4,7 @@ A record is an envelope around one of the models below. The envelope is bound to
 author and its end of life, so it can be neither forged, nor moved, nor replayed after it expired.
 """
 
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,6 +53,7 @@ class Progress(Record):
     speed: float = Field(0.0, ge=0, allow_inf_nan=False)  # samples per second
     shard: int | None = None
     dialable: bool = True
+    addresses: list[Annotated[str, Field(max_length=256)]] = Field([], max_length=4)  # multiaddrs
     expires: float = Field(0.0, allow_inf_nan=False)  # DHT time, seconds; set when it is signed
 
 

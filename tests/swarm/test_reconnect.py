@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from p2pllm.config.peer import NetworkConfig
+from p2pllm.errors import NoPeersReached
 from p2pllm.swarm.hivemind_network import HivemindNetwork
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.network import Timeouts
@@ -39,3 +40,28 @@ async def test_a_restarted_bootstrap_peer_is_found_again(tmp_path):
             await second.close()
     finally:
         await peer.close()
+
+
+async def test_a_peer_whose_initial_peers_are_gone_comes_back_through_those_it_has_seen(tmp_path):
+    loopback = ("/ip4/127.0.0.1/tcp/0",)
+
+    async def opened(name: str, *initial: str) -> HivemindNetwork:
+        config = NetworkConfig(host_maddrs=loopback, initial_peers=initial)
+        return await HivemindNetwork.start(
+            Identity.open(tmp_path / f"{name}.key"), config, Timeouts()
+        )
+
+    door = await opened("door")
+    [way_in, *_] = await door.addresses()
+    ann, bob = await opened("ann", way_in), await opened("bob", way_in)
+    try:
+        bob.note(await ann.addresses())
+        await bob.close()
+        await door.close()
+        bob = await opened("bob", way_in)
+        assert await bob.is_connected()
+        with pytest.raises(NoPeersReached, match=way_in.split("/")[-1]):
+            await opened("cat", way_in)  # it has seen nobody
+    finally:
+        for network in (ann, bob):
+            await network.close()
