@@ -53,6 +53,10 @@ test-faults *ARGS: setup
 bench-round *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_round "$@"
 
+# Times rounds over shaped and delayed lines between network namespaces; needs root and Linux
+bench-wire *ARGS: setup
+    .venv/bin/python -m tests.benchmarks.bench_wire "$@"
+
 # Runs 300 rounds and prints what grows: memory, threads, open files, processes
 bench-leaks *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_leaks "$@"

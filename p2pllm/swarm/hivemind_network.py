@@ -10,8 +10,9 @@ import contextlib
 import logging
 import shutil
 import socket
+import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgpack
@@ -32,6 +33,7 @@ from p2pllm.swarm.network import Handler, NetworkError, PeerId, Stream, Timeouts
 from p2pllm.swarm.records import is_acceptable
 
 logger = logging.getLogger(__name__)
+_FIRST_WORD = 1.0  # seconds, a few round trips, in which a connection comes up
 _TRIED = 8  # remembered addresses with which a peer starts when the initial ones are gone
 
 
@@ -164,6 +166,8 @@ class HivemindNetwork:
     # ---- streams
 
     async def open(self, peer: PeerId, protocol: str) -> Stream:
+        if peer < self.me:
+            await self._let_dial(peer)
         try:
             _, reader, writer = await self._daemon.call_binary_stream_handler(
                 PeerID.from_base58(peer), protocol
@@ -171,6 +175,34 @@ class HivemindNetwork:
         except (*FAILURES, ValueError) as problem:
             raise NetworkError(f"{peer} cannot be reached: {problem}") from problem
         return DaemonStream(peer, reader, writer)
+
+    async def _let_dial(self, peer: PeerId) -> None:
+        """Of two that would dial each other at the same time one waits a moment for the other:
+        libp2p dials from the port that it listens on, so over a long line their two calls become
+        one TCP connection, in which both take the first word, and fail."""
+        until = time.monotonic() + _FIRST_WORD
+        while peer not in await self._connected() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+
+    async def _connected(self) -> set[PeerId]:
+        with contextlib.suppress(TimeoutError, *FAILURES):
+            async with asyncio.timeout(self._timeouts.record):
+                return {str(found.peer_id) for found in await self._daemon.list_peers()}
+        return set()
+
+    async def connect(self, peers: Mapping[PeerId, Sequence[str]]) -> None:
+        connected = await self._connected()
+        wanted = {peer: addresses for peer, addresses in peers.items() if peer not in connected}
+
+        async def call(peer: PeerId, addresses: Sequence[str]) -> None:
+            if peer < self.me:
+                await self._let_dial(peer)
+            with contextlib.suppress(*FAILURES, TimeoutError, ValueError):
+                async with asyncio.timeout(self._timeouts.dial):
+                    maddrs = [Multiaddr(a).decapsulate(f"/p2p/{peer}") for a in addresses]
+                    await self._daemon._client.connect(PeerID.from_base58(peer), maddrs)
+
+        await asyncio.gather(*(call(*entry) for entry in wanted.items()))
 
     async def serve(self, protocol: str, handler: Handler) -> None:
         self._handlers[protocol] = handler
@@ -224,12 +256,8 @@ class HivemindNetwork:
         """Whether the DHT knows anybody; remembers who is there for `reconnect`."""
         if not self._node.protocol.routing_table.peer_id_to_uid:
             return False
-        with contextlib.suppress(TimeoutError, *FAILURES):
-            async with asyncio.timeout(self._timeouts.record):
-                peers = await self._daemon.list_peers()
-                initial = {Multiaddr(a)["p2p"]: a for a in self._config.initial_peers}
-                found = (str(peer.peer_id) for peer in peers)
-                self.note(initial[peer] for peer in found if peer in initial)
+        initial = {Multiaddr(a)["p2p"]: a for a in self._config.initial_peers}
+        self.note(initial[peer] for peer in await self._connected() if peer in initial)
         return True
 
     async def is_alive(self) -> bool:

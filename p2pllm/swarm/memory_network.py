@@ -9,7 +9,7 @@ streams, `tamper` rewrites the frames that it sends.
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.link import INSTANT, Line, Link, retransmission
@@ -251,6 +251,9 @@ class MemoryNetwork:
 
     async def is_connected(self) -> bool:
         return not self._world.is_severed(self.me, self.me)
+
+    async def connect(self, peers: Mapping[PeerId, Sequence[str]]) -> None:
+        pass
 
     def note(self, addresses: Iterable[str]) -> None:
         pass

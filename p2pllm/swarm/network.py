@@ -5,7 +5,7 @@ libp2p daemon (`hivemind_network.py`) and over its in-process twin (`memory_netw
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,6 +90,10 @@ class Network(Streams, Protocol):
 
     async def is_connected(self) -> bool:
         """Whether we know any other peer."""
+
+    async def connect(self, peers: Mapping[PeerId, Sequence[str]]) -> None:
+        """Be connected to those whom we can reach, by their addresses or otherwise, before a
+        stream to them is needed."""
 
     def note(self, addresses: Iterable[str]) -> None:
         """Remember these multiaddrs of live peers, for `reconnect` and for the next start."""

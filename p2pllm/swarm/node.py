@@ -253,6 +253,7 @@ class Node:
     def approach(self, anchor: Anchor) -> None:
         """The local epoch on this anchor has begun: go to where its group will form."""
         self._lobby.approach(anchor, self._progress.dialable)
+        self._in_background(self._meet_the_others())
 
     async def average(self, contribution: Contribution) -> Averaged | Missed:
         """One attempt at the round. Bounded by the deadlines, whatever others do."""
@@ -340,6 +341,7 @@ class Node:
                 await self._mend_network()
                 await self._announce()
                 await self.view(self._timeouts.heartbeat)
+                self._in_background(self._meet_the_others())
                 if loop_time() - shared_at > _SHARED_LIFE / 4:
                     shared_at = loop_time()
                     await self._renew_shared()
@@ -356,6 +358,11 @@ class Node:
         elif not self._is_calling:
             self._is_calling = True
             self._in_background(self._call_the_lost())
+
+    async def _meet_the_others(self) -> None:
+        """The all-reduce needs a connection to everybody: have it before that."""
+        view = await self.view(self._timeouts.announce)
+        await self._network.connect({p.peer: p.addresses for p in view.trainers if p.dialable})
 
     async def _call_the_lost(self) -> None:
         """Dial those that we knew and have no link to: after a cut nobody else would, and the two

@@ -7,7 +7,6 @@ average one vector; a round begins when all are told to and ends when the slowes
 import argparse
 import contextlib
 import functools
-import json
 import os
 import shlex
 import statistics
@@ -217,9 +216,7 @@ def _write(found: dict[str, Any], folder: Path | None) -> str:
     found["about"]["load_after"] = list(os.getloadavg())
     text = report.markdown(found)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "round.md").write_text(text)
-        (folder / "round.json").write_text(json.dumps(found, indent=1) + "\n")
+        report.save(folder, "round", text, found)
     return text
 
 

@@ -31,13 +31,13 @@ class Ours(Peer):
     """`Swarm`, as the trainer uses it, over a real libp2p daemon."""
 
     def __init__(self, compression: Compression) -> None:
-        self.compression = compression
+        self.compression, self.listens = compression, LOOPBACK
 
     def start(self, meeting: str) -> str:
         self._folder = Path(tempfile.mkdtemp(prefix="p2pllm-bench-"))
         identity = Identity.open(self._folder / "peer.key")
         config = NetworkConfig(
-            host_maddrs=(LOOPBACK,), initial_peers=tuple(meeting.split()), relay=False
+            host_maddrs=(self.listens,), initial_peers=tuple(meeting.split()), relay=False
         )
         timeouts = Timeouts()
 

@@ -1,5 +1,6 @@
 """The numbers of the round benchmark as Markdown, against the bars that were set for them."""
 
+import json
 import os
 import platform
 import statistics
@@ -49,7 +50,7 @@ def progress(case: Any) -> str:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    sections = ["# How long a round takes\n\n" + _about(found["about"])]
+    sections = ["# How long a round takes\n\n" + setting(found["about"])]
     if cases := found["cases"]:
         sections += ["## The bars\n\n" + _bars(cases), "## All systems\n\n" + _legend()]
         combinations = dict.fromkeys((c["megabytes"], c["peers"]) for c in cases)
@@ -66,11 +67,18 @@ def markdown(found: dict[str, Any]) -> str:
 def leaks(facts: dict[str, Any], chosen: Any, slopes: str, missed: list[str]) -> str:
     facts = facts | {"load_after": list(os.getloadavg())}
     text = (
-        f"# Whether anything grows\n\n{_about(facts)}\n\n{chosen.rounds} rounds of "
+        f"# Whether anything grows\n\n{setting(facts)}\n\n{chosen.rounds} rounds of "
         f"{chosen.size:g} MB, {chosen.peers} peers, {len(missed)} of them missed. Slopes of a "
         "straight line, without the first fifth of the rounds, in which caches fill.\n\n"
     )
     return text + slopes + "\n" + "".join(f"\n- {m}" for m in missed)
+
+
+def save(folder: Path, name: str, text: str, facts: Any) -> None:
+    """Write <name>.md and <name>.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -79,7 +87,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [*lines, *map(list, rows)])
 
 
-def _about(facts: dict[str, Any]) -> str:
+def setting(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items())
     loads = [f"{facts[when][0]:.1f}" for when in ("load_before", "load_after")]
     return (
