@@ -266,6 +266,18 @@ def leader_among(peers: Lied) -> str:
     return leader
 
 
+async def test_a_reducer_that_only_ever_says_wait_is_left_out():
+    peers = await Lied().start()
+
+    def stall(attempt: AllReduce) -> None:
+        attempt._give_to_all = lambda at, average: None  # type: ignore[method-assign]
+
+    peers.in_reducing(stall)
+    told = await peers.play()
+    must_hold(told, "says that it waits")
+    without_liar(peers, told)
+
+
 async def test_who_comes_with_a_stale_anchor_is_named():
     peers = await Lied().start()
     theirs = peers.nodes["mal"]._lobby

@@ -15,9 +15,8 @@ import contextlib
 import math
 import statistics
 import struct
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -32,16 +31,19 @@ from p2pllm.swarm.network import (
     dial,
     loop_time,
     receive,
-    receive_message,
     send,
     send_message,
 )
 from p2pllm.swarm.reducer import NORM_SLACK, AttemptFailed, Reducer, decoded, squares
 
 REDUCE = "p2pllm/reduce"  # the stream protocol's name
-_CHUNK, _OK, _ABORT = b"c", b"k", b"a"  # first byte of what a reducer sends
+# First byte of what a reducer sends; the second says that it waits for somebody else.
+_CHUNK, _WAIT, _OK, _ABORT = b"c", b"w", b"k", b"a"
 _RATE = struct.Struct("<d")  # behind _OK: bytes per second in which the contribution came
+_PATIENCE = 6  # times the longest silence, without a chunk from a reducer that waits for others
 _TIMED = 4  # chunks of a contribution that tell how fast a line is
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,7 @@ class AllReduce:
 
     async def _reply(self, stream: Stream, kind: bytes, size: int) -> bytes:
         """The content of a frame of this kind. Raises AttemptFailed when the reducer aborts."""
-        # Twice the usual silence: the reducer notices a dead sender first, and tells us.
-        frame = await receive(stream, max(size, 1024) + 1, 2 * self._timeouts.silence)
+        frame = await self._awaited(stream, size)
         if frame[:1] == kind:
             return frame[1:]
         if frame[:1] != _ABORT:
@@ -209,6 +210,17 @@ class AllReduce:
         culprit, _, reason = frame[1:].decode(errors="replace").partition(" ")
         known = culprit in self.group.peers
         raise AttemptFailed(culprit if known else stream.peer, reason[:200])
+
+    async def _awaited(self, stream: Stream, size: int) -> bytes:
+        """The next frame that says something. A reducer may wait for a slow line, not for ever."""
+        try:
+            async with asyncio.timeout(_PATIENCE * self._timeouts.silence):
+                while True:
+                    frame = await receive(stream, max(size, 1024) + 1, self._timeouts.silence)
+                    if frame != _WAIT:
+                        return frame
+        except TimeoutError:
+            raise AttemptFailed(stream.peer, "only ever says that it waits") from None
 
     # ---- as a reducer
 
@@ -234,13 +246,21 @@ class AllReduce:
 
     async def _give_average(self, stream: Stream) -> None:
         for reduced in self._reduced:
-            frame = await asyncio.shield(reduced)
+            frame = await self._ready(reduced, stream)
             await send(stream, _CHUNK + frame, 2 * self._timeouts.silence)
-        await asyncio.shield(self._verdict)
+        await self._ready(self._verdict, stream)
         rate = _RATE.pack(self._arrival_rates.get(stream.peer, 0.0))
         await send(stream, _OK + rate, self._timeouts.silence)
         # Hanging up at once could drop what is still under way; wait until it has been read.
         await receive(stream, 64, self._timeouts.silence)
+
+    async def _ready(self, future: "asyncio.Future[T]", stream: Stream) -> T:
+        """Its result. Until then, tell the member now and then that we are there."""
+        while not future.done():
+            done, _ = await asyncio.wait((future,), timeout=self._timeouts.heartbeat)
+            if not done:
+                await send(stream, _WAIT, self._timeouts.silence)
+        return future.result()
 
     async def _take_contribution(self, stream: Stream) -> None:
         """Any failure here aborts the attempt: a contribution counts in all parts or in none."""
@@ -305,46 +325,6 @@ class AllReduce:
     def _count(self, stream: Stream) -> None:
         self._sent += stream.bytes_sent
         self._received += stream.bytes_received
-
-
-class Desk:
-    """Where streams of the all-reduce arrive, and wait for their group when they are early."""
-
-    def __init__(self, timeouts: Timeouts) -> None:
-        self._timeouts = timeouts
-        self._attempts: dict[str, asyncio.Future[AllReduce]] = {}
-
-    async def serve(self, stream: Stream) -> None:
-        message = await receive_message(stream, self._timeouts.silence)
-        group = str(message.get("group"))[:64]
-        if group not in self._attempts and len(self._attempts) > 64:
-            raise NetworkError("too many groups are being waited for")
-        try:
-            async with asyncio.timeout(self._timeouts.silence):
-                attempt = await asyncio.shield(self._expect(group))
-        except TimeoutError:
-            self._attempts.pop(group, None)
-            raise NetworkError(f"{stream.peer} came for a group that we are not in") from None
-        await attempt.serve(stream)
-
-    async def run(self, attempt: AllReduce) -> Reduced:
-        """Raises AttemptFailed."""
-        self._expect(attempt.group.id).set_result(attempt)
-        return await attempt.run()
-
-    def forget(self, attempt: AllReduce) -> Coroutine[Any, Any, None]:
-        """To be run in the background: the other members may still be reading from us."""
-
-        async def later() -> None:
-            await attempt.drain()
-            self._attempts.pop(attempt.group.id, None)
-
-        return later()
-
-    def _expect(self, group: str) -> "asyncio.Future[AllReduce]":
-        if group not in self._attempts:
-            self._attempts[group] = asyncio.get_running_loop().create_future()
-        return self._attempts[group]
 
 
 def _first(failures: ExceptionGroup[AttemptFailed]) -> AttemptFailed:

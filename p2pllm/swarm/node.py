@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from p2pllm.errors import P2PLLMError
-from p2pllm.swarm.allreduce import REDUCE, AllReduce, Desk
+from p2pllm.swarm.allreduce import REDUCE, AllReduce
 from p2pllm.swarm.codec import Floats
+from p2pllm.swarm.desk import Desk
 from p2pllm.swarm.group import Group, Member
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.leader import HELLO, JOIN, NoGroup
