@@ -1,16 +1,20 @@
 """The fault matrix: real peers, real sockets, and one blow in each case.
 
-    python -m tests.faults.matrix [CASE…]
+    python -m tests.faults.matrix [CASE…] [--jobs N]
 
 Prints a table. When all cases have run, it is written to results.md beside this file, too.
 """
 
+import argparse
 import os
 import platform
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from tests.faults import cases, lab_cases  # noqa: F401  # they fill CASES
@@ -60,33 +64,45 @@ def play(name: str) -> Outcome:
     folder = Path(tempfile.mkdtemp(prefix="faults-"))
     outcome = run(name, folder)
     if outcome.problem:
-        print(f"    see {folder}/report.txt", flush=True)
+        outcome.problem += f" (see {folder}/report.txt)"
     else:
         shutil.rmtree(folder)
     return outcome
 
 
-def main(wanted: list[str]) -> int:
-    """Play all cases, or those whose name contains one of the words."""
+def play_all(names: list[str], jobs: int) -> Iterator[tuple[str, ...]]:
+    """The rows of the table, in order, as they become known."""
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        missing = {name: usable(*NEEDS[name]) for name in names if name in NEEDS}
+        missing = {name: why for name, why in missing.items() if why}
+        played = {name: pool.submit(play, name) for name in names if name not in missing}
+        for name in names:
+            if name in missing:
+                yield (name, "-", "-", "-", "-", f"skipped: {missing[name]}")
+            else:
+                yield played[name].result().cells
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="just test-faults", description=__doc__)
+    options.add_argument("words", nargs="*", metavar="CASE", help="a word of the cases' names")
+    options.add_argument("--jobs", type=int, default=1, help="cases at a time; 1 times best")
+    chosen = options.parse_args()
+    names = [n for n in CASES if not chosen.words or any(word in n for word in chosen.words)]
+    rows = []
     print(line(HEAD), flush=True)
-    failed, rows = 0, list[tuple[str, ...]]()
-    for name in CASES:
-        if wanted and not any(word in name for word in wanted):
-            continue
-        if name in NEEDS and (missing := usable(*NEEDS[name])):
-            rows.append((name, "-", "-", "-", "-", f"skipped: {missing}"))
-        else:
-            outcome = play(name)
-            failed += bool(outcome.problem)
-            rows.append(outcome.cells)
-        print(line(rows[-1]), flush=True)
-    skipped = sum(cells[1] == "-" for cells in rows)
+    for row in play_all(names, chosen.jobs):
+        rows.append(row)
+        print(line(row), flush=True)
+    failed = sum(row[-1].startswith("FAILED") for row in rows)
+    skipped = sum(row[-1].startswith("skipped") for row in rows)
     summary = f"{len(rows) - failed - skipped} passed, {failed} failed, {skipped} skipped"
     print(summary, flush=True)
-    if not wanted:
-        RESULTS.write_text(as_markdown(rows, summary))
+    if not chosen.words:
+        at_a_time = f"{summary}, {chosen.jobs} at a time"
+        RESULTS.write_text(as_markdown(rows, at_a_time))
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
