@@ -95,16 +95,17 @@ CASES["kill -9 of p2pd (leader)"] = daemon_killed(True)
 @case("restart as the same within the round")
 def restarted(play: Play) -> None:
     hold = f"training:{ROUND}"
-    play.open(each={name: {"holds": (hold,)} for name in NAMES})
+    play.open(rounds=12, epoch=2.0, each={name: {"holds": (hold,)} for name in NAMES})
     victim = play.victim()
     for other in play.others(victim):
         other.release(hold)
     victim.wait_for("training", ROUND)
     struck = time.time()
     victim.kill()
-    again = play.stage.again(victim)
-    play.judge([*play.others(victim), again], [], struck)
-    play.outcome.back = again.wait_for_row("round_committed")["time"] - struck
+    again = play.trainers[victim.name] = play.stage.again(victim)
+    play.takes_part_again(again, struck)
+    play.stage.hurry()
+    play.judge([*play.trainers.values()], [], struck)
 
 
 @case("aggregator lost for good")
