@@ -161,7 +161,6 @@ for leads in (False, True):
     who = " (leader)" if leads else ""
     for phase in ("training", "forming", "sending", "reducing", "committed"):
         CASES[f"SIGSTOP 30 s, {phase}{who}"] = stopped_at(phase, 30.0, leads)
-CASES["SIGSTOP 12 s, reducing"] = stopped_at("reducing", 12.0, leads=False, rounds=12)
 
 
 # ---- adversaries: a peer that speaks the protocol and, from one round on, lies

@@ -6,12 +6,7 @@ from tests.faults import cases, lab_cases  # noqa: F401  # they fill CASES
 from tests.faults.lab import usable
 from tests.faults.play import CASES, NEEDS, run
 
-BOUNDED = (
-    "kill -9 while reducing",
-    "kill -9 of p2pd",
-    "SIGSTOP 12 s, reducing",
-    "link cut 20 s",
-)
+BOUNDED = ("kill -9 while reducing", "kill -9 of p2pd", "sends NaN")
 
 
 def kind(name: str) -> pytest.MarkDecorator:
