@@ -45,7 +45,7 @@ check: setup
 test-swarm *ARGS: setup
     .venv/bin/pytest -m swarm -n 2 --dist loadfile "$@"
 
-# Runs the fault matrix: half an hour; network namespaces need root, or `just test-faults NAME…`
+# Runs the fault matrix: half an hour, root for network namespaces; or `just test-faults CASE…`
 test-faults *ARGS: setup
     .venv/bin/python -m tests.faults.matrix "$@"
 

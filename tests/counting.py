@@ -9,8 +9,10 @@ from typing import Any, cast
 import numpy as np
 
 from p2pllm.events import StepDone
+from p2pllm.roles.aggregator import Aggregator
 from p2pllm.roles.entry import Seat
 from p2pllm.roles.trainer import Rows, Trainer
+from p2pllm.training.evaluation import EvaluationResult
 from p2pllm.training.learner import Work
 
 
@@ -64,14 +66,26 @@ class CountingLearner:
 
 def counting_trainer(seat: Seat, learner: CountingLearner) -> Trainer:
     """The real trainer role around it."""
-    adapter = SimpleNamespace(
+    rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
+    return Trainer(seat, cast(Any, learner), _adapter(learner.size), rows)
+
+
+def counting_aggregator(seat: Seat, size: int) -> Aggregator:
+    """The real aggregator role, which takes the mean of all values for their loss."""
+
+    def evaluate(values: Any) -> EvaluationResult:
+        return EvaluationResult(loss=float(values.mean()), rows=1, tokens=1, seconds=0.0)
+
+    return Aggregator(seat, _adapter(size), cast(Any, SimpleNamespace(evaluate=evaluate)))
+
+
+def _adapter(size: int) -> Any:
+    return SimpleNamespace(
         base=SimpleNamespace(name="none", weights_sha256=""),
-        size=learner.size,
-        initial_values=lambda seed: np.zeros(learner.size, np.float32),
+        size=size,
+        initial_values=lambda seed: np.zeros(size, np.float32),
         save=_save,
     )
-    rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
-    return Trainer(seat, cast(Any, learner), cast(Any, adapter), rows)
 
 
 def _save(folder: Path, values: Any) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pllm.config.run import Deadline
+from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.records import Progress, Result
 from p2pllm.swarm.rounds import (
     Anchor,
@@ -207,3 +208,12 @@ def test_of_two_that_claimed_the_same_shard_exactly_one_keeps_it():
         keeps = keeps_shard(3, SwarmView(one, (peer(other, 1, shard=3),)))
         theirs = keeps_shard(3, SwarmView(other, (peer(one, 1, shard=3),)))
         assert keeps != theirs
+
+
+def test_reasons_name_peers_rather_than_show_their_ids():
+    ids = [Identity.ephemeral().peer_id for _ in range(3)]
+    seen = SwarmView(
+        "me", (peer("ann", 3).model_copy(update={"peer": ids[0]}),), names={ids[1]: "bob"}
+    )
+    told = seen.with_names(f"dial failed: {ids[0]} waits; {ids[1]} hung up, {ids[2]} too")
+    assert told == f"dial failed: ann waits; bob hung up, …{ids[2][-6:]} too"

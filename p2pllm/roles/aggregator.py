@@ -93,7 +93,7 @@ class Aggregator:
         match outcome:
             case Missed():
                 what = f"following to round {action.anchor.round} failed: {outcome.reason}"
-                self._seat.events.emit(Trouble(what=what))
+                self._seat.events.emit(Trouble(what=view.with_names(what)))
                 return False
             case (state, donors):
                 self._hold(action.anchor.round, state)

@@ -186,8 +186,8 @@ class Trainer:
                 self._events.emit(
                     RoundMissed(
                         round=self._anchor.round,
-                        reason=outcome.reason,
-                        culprits=[view.name(peer) for peer in outcome.culprits],
+                        reason=self._told(view, outcome.reason),
+                        culprits=[self._name(view, peer) for peer in outcome.culprits],
                     )
                 )
                 self._seat.stop.wait(_PAUSE)
@@ -238,7 +238,7 @@ class Trainer:
         match outcome:
             case Missed():
                 what = f"catching up to round {action.anchor.round} failed: {outcome.reason}"
-                self._events.emit(Trouble(what=what))
+                self._events.emit(Trouble(what=self._told(view, what)))
                 self._seat.stop.wait(_PAUSE)
             case (state, donors):
                 if self._work is not None:
@@ -305,7 +305,10 @@ class Trainer:
                 self._events.emit(EvaluationSeen(round=result.round, loss=result.loss))
 
     def _named(self, view: SwarmView, reasons: dict[str, str]) -> dict[str, str]:
-        return {self._name(view, peer): why for peer, why in reasons.items()}
+        return {self._name(view, peer): self._told(view, why) for peer, why in reasons.items()}
+
+    def _told(self, view: SwarmView, reason: str) -> str:
+        return view.with_names(reason.replace(self._swarm.me, self._seat.name))
 
     def _name(self, view: SwarmView, peer: str) -> str:
         return self._seat.name if peer == self._swarm.me else view.name(peer)

@@ -5,6 +5,7 @@ is in and which adapter it holds; everything here is derived from these records.
 """
 
 import hashlib
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from p2pllm.config.run import Deadline
 from p2pllm.swarm.network import PeerId
 from p2pllm.swarm.records import Progress, Result
+
+_PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")  # of an Ed25519 key, as all of ours
 
 
 @dataclass(frozen=True, order=True)
@@ -43,6 +46,10 @@ class SwarmView:
         return next(
             (p.name for p in self.peers if p.peer == peer), self.names.get(peer, f"…{peer[-6:]}")
         )
+
+    def with_names(self, text: str) -> str:
+        """The same text for people, with names where it has peer ids."""
+        return _PEER_ID.sub(lambda found: self.name(found[0]), text)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from p2pllm.swarm.allreduce import AllReduce
 from p2pllm.swarm.codec import CHUNK, encoded_size
 from p2pllm.swarm.lobby import Lobby
 from p2pllm.swarm.swarm import Swarm
-from tests.counting import CountingLearner, counting_trainer
+from tests.counting import CountingLearner, counting_aggregator, counting_trainer
+from tests.faults.liars import corrupt, declared
 from tests.faults.orders import Orders
 
 _KILLED_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -80,6 +81,10 @@ class Script:
         self._chunks[size] = self._chunks.get(size, 0) + 1
         return self._chunks[size] >= _THIRD
 
+    @property
+    def lie(self) -> str:
+        return self._orders.lie.read_text() if self._orders.lie.exists() else ""
+
     def new_attempt(self, round: int) -> None:
         self.round = round
         self._chunks.clear()
@@ -92,10 +97,13 @@ def install(script: Script) -> None:
 
     async def joined(self: Lobby, anchor: Any, mine: Any) -> Any:
         await script.wait("forming", anchor.round)
-        return await join(self, anchor, mine)
+        return await join(self, anchor, declared(script.lie, mine))
 
     async def ran(self: AllReduce) -> Any:
         script.new_attempt(self.group.anchor.round)
+        corrupt(script.lie, self)
+        while script.lie == "silence":
+            await asyncio.sleep(0.1)
         return await run(self)
 
     async def sends(stream: Any, frame: bytes | memoryview, timeout: float) -> None:
@@ -139,7 +147,10 @@ def live(orders: Orders) -> None:
             client_only=orders.client_only,
         ),
     )
-    if orders.initial_peers:
+    if orders.role == "aggregator":
+        with seat_in_run(config, "aggregator", Events(), stop) as seat:
+            counting_aggregator(seat, orders.size).run()
+    elif orders.initial_peers:
         _train(orders, config, script.train, stop)
     else:
         bootstrap(run_config(orders), config, None, Events(), stop)

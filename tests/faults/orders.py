@@ -12,6 +12,7 @@ class Orders:
     name: str
     folder: Path  # of the whole test; the peer writes below <folder>/<name>/
     initial_peers: tuple[str, ...] = ()  # none: it founds the run, as the bootstrap peer
+    role: str = "trainer"  # or "aggregator"
     host: str = "/ip4/127.0.0.1/tcp/0"
     client_only: bool = False
     namespace: str = ""  # of the network; empty: the machine's own
@@ -28,6 +29,11 @@ class Orders:
 
     def gate(self, hold: str) -> Path:
         return self.folder / f"{self.name}-{hold.replace(':', '-')}.gate"
+
+    @property
+    def lie(self) -> Path:
+        """Once this file is there, the peer tells the lie that is named in it (liars.py)."""
+        return self.folder / f"{self.name}.lie"
 
     @property
     def hurry(self) -> Path:

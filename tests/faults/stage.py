@@ -92,7 +92,9 @@ class Actor:
 
     def wait_for_row(self, event: str, after: float = 0.0, timeout: float = HAPPENED) -> Row:
         def look() -> Row | None:
-            return next((r for r in self.rows(event=event) if r["time"] > after), None)
+            found = next((r for r in self.rows(event=event) if r["time"] > after), None)
+            assert found or self.code is None, f"{self.name} ended:\n{self.printed[-2000:]}"
+            return found
 
         return wait_until(look, f"{self.name}: {event}", timeout)
 

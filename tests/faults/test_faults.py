@@ -2,15 +2,11 @@
 
 import pytest
 
+from tests.faults import cases, lab_cases  # noqa: F401  # they fill CASES
 from tests.faults.lab import usable
-from tests.faults.matrix import CASES, NEEDS, run
+from tests.faults.play import CASES, NEEDS, run
 
-BOUNDED = (
-    "kill -9 while reducing",
-    "kill -9 of p2pd",
-    "SIGSTOP 12 s, reducing",
-    "link cut 20 s",
-)
+BOUNDED = ("kill -9 while reducing", "kill -9 of p2pd", "sends NaN")
 
 
 def kind(name: str) -> pytest.MarkDecorator:
@@ -23,4 +19,6 @@ def test_the_survivors_complete_the_run_and_name_the_cause(name, tmp_path):
     if name in NEEDS and (missing := usable(*NEEDS[name])):
         pytest.skip(missing)
     outcome = run(name, tmp_path, is_quick=name in BOUNDED)
-    assert not outcome.problem, f"{outcome}\n{(tmp_path / 'report.txt').read_text()[-20_000:]}"
+    assert not outcome.problem, (
+        f"{outcome.cells}\n{(tmp_path / 'report.txt').read_text()[-20_000:]}"
+    )
