@@ -83,6 +83,8 @@ class Lied(Peers):
                         state = self.base + outcome.delta
                         anchor = Anchor(1, digest_of(state))
                         await node.hold(anchor, state, self.base.size)
+                    else:
+                        await asyncio.sleep(0.05)
                 case _ if self._all_agree():  # as a finished trainer lingers
                     told.digests.add(anchor.digest)
                     return

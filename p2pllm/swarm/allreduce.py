@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from p2pllm.swarm.codec import Floats, chunks, decode, encode, encoded_size
+from p2pllm.swarm.codec import CHUNK, Floats, chunks, decode, encode, encoded_size
 from p2pllm.swarm.group import Group
 from p2pllm.swarm.network import (
     NetworkError,
@@ -37,9 +37,11 @@ from p2pllm.swarm.network import (
 from p2pllm.swarm.reducer import NORM_SLACK, AttemptFailed, Reducer, decoded, squares
 
 REDUCE = "p2pllm/reduce"  # the stream protocol's name
-# First byte of what a reducer sends; the second says that it waits for somebody else.
-_CHUNK, _WAIT, _OK, _ABORT = b"c", b"w", b"k", b"a"
+# The first byte of a frame. A sender's: a chunk of its delta. A reducer's: a chunk of the average,
+# that it waits for somebody else, that all is well. Anybody's: why the attempt is over.
+_DELTA, _CHUNK, _WAIT, _OK, _ABORT = b"d", b"c", b"w", b"k", b"a"
 _RATE = struct.Struct("<d")  # behind _OK: bytes per second in which the contribution came
+_LONGEST_FRAME = 5 + encoded_size(CHUNK, "none")
 _PATIENCE = 6  # times the longest silence, without a chunk from a reducer that waits for others
 _TIMED = 4  # chunks of a contribution that tell how fast a line is
 
@@ -87,6 +89,8 @@ class AllReduce:
         self._arrived: dict[PeerId, asyncio.Event] = {m.peer: asyncio.Event() for m in self._others}
         self._arrival_rates: dict[PeerId, float] = {}  # bytes per second of each contribution
         self._served: set[asyncio.Task[None]] = set()
+        self._open: set[Stream] = set()  # to reducers that have not been told how it ended
+        self._failure: AttemptFailed | None = None
         self._sent = self._received = 0
         self._rates: list[float] = []  # in which each reducer got our contribution
 
@@ -131,9 +135,23 @@ class AllReduce:
             raise _first(failures) from None
 
     async def drain(self) -> None:
-        """Wait until the other members have had their part, or their deadline has passed."""
-        if self._served:
-            await asyncio.wait(self._served, timeout=self._timeouts.silence)
+        """Wait until the other members have had their part, or know why there is none."""
+        farewells = {asyncio.ensure_future(self._farewell(stream)) for stream in self._open}
+        if waiting := farewells | self._served:
+            await asyncio.wait(waiting, timeout=self._timeouts.silence)
+
+    async def _farewell(self, stream: Stream) -> None:
+        """Say why before hanging up, or we would be taken for dead."""
+        with contextlib.suppress(NetworkError, TimeoutError):
+            async with asyncio.timeout(self._timeouts.silence):
+                await stream.send(self._reason())
+                while True:  # until it hangs up: what is under way could be lost otherwise
+                    await stream.receive(_LONGEST_FRAME)
+        stream.close()
+
+    def _reason(self) -> bytes:
+        failure = self._failure or AttemptFailed(self._me, "it is leaving")
+        return (_ABORT + f"{failure.culprit} {failure.reason}".encode())[:1000]
 
     def _longest(self) -> float:
         """An upper bound in seconds: a line of 50 kB/s for everything that we send and receive."""
@@ -149,6 +167,7 @@ class AllReduce:
             stream = await dial(self._network, reducer, REDUCE, self._timeouts.dial)
         except NetworkError as problem:
             raise AttemptFailed(reducer, f"dial failed: {problem}") from problem
+        self._open.add(stream)
         try:
             await send_message(stream, group=self.group.id)
             sending = asyncio.ensure_future(self._send_slice(stream, part))
@@ -163,12 +182,13 @@ class AllReduce:
             raise AttemptFailed(reducer, f"lost while averaging: {problem}") from problem
         finally:
             self._count(stream)
-            stream.close()
+        self._open.discard(stream)
+        stream.close()
 
     async def _send_slice(self, stream: Stream, part: slice) -> None:
         for piece in chunks(part.stop - part.start):
             frame = self._encoded(slice(part.start + piece.start, part.start + piece.stop))
-            await send(stream, frame, 2 * self._timeouts.silence)
+            await send(stream, _DELTA + frame, 2 * self._timeouts.silence)
 
     def _encoded(self, piece: slice) -> bytes:
         """One chunk for the wire. What rounding takes from it is added in the next round."""
@@ -200,11 +220,14 @@ class AllReduce:
         if math.isfinite(rate) and rate > 0:
             self._rates.append(rate)
 
-    async def _reply(self, stream: Stream, kind: bytes, size: int) -> bytes:
+    async def _reply(self, stream: Stream, kind: bytes, size: int) -> memoryview:
         """The content of a frame of this kind. Raises AttemptFailed when the reducer aborts."""
         frame = await self._awaited(stream, size)
+        return self._content(stream, frame, kind)
+
+    def _content(self, stream: Stream, frame: bytes, kind: bytes) -> memoryview:
         if frame[:1] == kind:
-            return frame[1:]
+            return memoryview(frame)[1:]
         if frame[:1] != _ABORT:
             raise AttemptFailed(stream.peer, "sent more or less than its part")
         culprit, _, reason = frame[1:].decode(errors="replace").partition(" ")
@@ -236,10 +259,9 @@ class AllReduce:
         taking = asyncio.ensure_future(self._take_contribution(stream))
         try:
             await self._give_average(stream)
-        except AttemptFailed as failure:
+        except AttemptFailed:
             with contextlib.suppress(NetworkError):
-                message = f"{failure.culprit} {failure.reason}".encode()
-                await send(stream, _ABORT + message[:1000], self._timeouts.silence)
+                await send(stream, self._reason(), self._timeouts.silence)
         finally:
             taking.cancel()
             self._count(stream)
@@ -269,10 +291,11 @@ class AllReduce:
             began, first = 0.0, 0
             for at, piece in enumerate(reducer.pieces):
                 limit = encoded_size(piece.stop - piece.start, self.group.compression)
-                frame = await receive(stream, limit, self._timeouts.silence)
+                frame = await receive(stream, max(limit, 1024) + 1, self._timeouts.silence)
+                chunk = self._content(stream, frame, _DELTA)
                 if at == 0:
                     began, first = loop_time(), stream.bytes_received
-                self._give_to_all(at, reducer.add(at, stream.peer, frame))
+                self._give_to_all(at, reducer.add(at, stream.peer, chunk))
             if len(reducer.pieces) >= _TIMED:
                 came = stream.bytes_received - first
                 self._arrival_rates[stream.peer] = came / max(loop_time() - began, 1e-6)
@@ -312,6 +335,7 @@ class AllReduce:
     # ---- both
 
     def _abort(self, failure: AttemptFailed) -> None:
+        self._failure = self._failure or failure
         waiting: list[asyncio.Future[Any]] = [*self._reduced, self._verdict]
         for future in waiting:
             if not future.done():

@@ -46,7 +46,7 @@ def encode(values: Floats, compression: Compression) -> bytes:
         return bytes(scale.astype("<f4").data) + bytes(_to_half(scaled).data)
 
 
-def decode(frame: bytes, compression: Compression) -> Floats:
+def decode(frame: bytes | memoryview, compression: Compression) -> Floats:
     """(n,) float32. Raises ValueError when the frame is no whole number of values."""
     if compression == "none":
         return np.frombuffer(frame, "<f4").astype(np.float32, copy=False)
@@ -109,7 +109,7 @@ def _encode_int8(values: Floats) -> bytes:
     return bytes(scales.astype("<f4").data) + bytes(steps.reshape(-1)[: values.size].data)
 
 
-def _decode_int8(frame: bytes) -> Floats:
+def _decode_int8(frame: bytes | memoryview) -> Floats:
     # n values take n + 4 * ceil(n / 256) bytes; invert that.
     full, rest = divmod(len(frame), _BLOCK + _SCALE)
     size = full * _BLOCK + max(rest - _SCALE, 0)

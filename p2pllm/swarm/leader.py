@@ -8,7 +8,7 @@ itself; it is left out at the deadline like anyone else.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +67,7 @@ class Seat:
     peer: PeerId
     outcome: "asyncio.Future[Outcome]"
     member: Member | None = None
+    ready_at: float = 0.0  # by the loop's clock
 
 
 @dataclass
@@ -74,9 +75,8 @@ class Gathering:
     """Who has come for one round so far."""
 
     anchor: Anchor
-    opened: float
+    blamed: Mapping[PeerId, str]  # who spoiled this round, and has lost its seat
     seats: dict[PeerId, Seat] = field(default_factory=dict)
-    first: float | None = None  # when the first one was ready
     silent: dict[PeerId, int] = field(default_factory=dict)  # unanswered hellos in a row
     greeted: set[PeerId] = field(default_factory=set)  # whose answer to a hello is awaited
     refused: dict[PeerId, str] = field(default_factory=dict)  # who came and could not be let in
@@ -84,12 +84,20 @@ class Gathering:
 
     @property
     def ready(self) -> list[Member]:
-        return [s.member for s in self.seats.values() if s.member and not s.outcome.done()]
+        return [s.member for s in self._ready_seats if s.member]
 
     @property
     def waited(self) -> float:
         """Seconds since the first one was ready."""
-        return loop_time() - self.first if self.first is not None else 0.0
+        return loop_time() - min((s.ready_at for s in self._ready_seats), default=loop_time())
+
+    @property
+    def _ready_seats(self) -> list[Seat]:
+        return [
+            s
+            for s in self.seats.values()
+            if s.member and not s.outcome.done() and s.peer not in self.blamed
+        ]
 
 
 class Leader:
@@ -138,7 +146,7 @@ class Leader:
         """Somebody has come. Its outcome is known when the group closes."""
         if self._gathering is None or self._gathering.anchor != anchor:
             self._disband(NoGroup("the round is over"))
-            self._gathering = Gathering(anchor, opened=loop_time())
+            self._gathering = Gathering(anchor, self._suspicion.blamed)
             self._in_background(self._gather(self._gathering))
         seat = Seat(peer, asyncio.get_running_loop().create_future())
         self._gathering.seats[peer] = seat
@@ -149,8 +157,7 @@ class Leader:
         """It has finished its local epoch, and declares its stake."""
         here = self._gathering
         if here is not None and here.seats.get(seat.peer) is seat:
-            seat.member = member
-            here.first = here.first if here.first is not None else loop_time()
+            seat.member, seat.ready_at = member, loop_time()
             here.changed.set()
 
     def unseat(self, seat: Seat) -> None:

@@ -51,7 +51,7 @@ class Reducer:
         """Like `add`, for this member's own chunk."""
         return self._add(at, self._me, self._own[self.pieces[at]])
 
-    def add(self, at: int, sender: PeerId, frame: bytes) -> bytes | None:
+    def add(self, at: int, sender: PeerId, frame: memoryview) -> bytes | None:
         """Take one chunk; the average's bytes, once the chunk has come from everybody.
 
         Raises AttemptFailed when it does not pass the guards.
@@ -115,7 +115,7 @@ def squares(values: Floats) -> float:
         return float(np.dot(values, values))
 
 
-def decoded(frame: bytes, size: int, peer: PeerId, group: Group) -> Floats:
+def decoded(frame: bytes | memoryview, size: int, peer: PeerId, group: Group) -> Floats:
     """(size,) float32. Raises AttemptFailed when the frame has another length."""
     if len(frame) != encoded_size(size, group.compression):
         raise AttemptFailed(peer, f"sent a chunk of {len(frame)} bytes")

@@ -45,7 +45,7 @@ class Script:
     def __init__(self, orders: Orders) -> None:
         self._orders = orders
         self._said: set[tuple[str, int]] = set()
-        self._chunks: dict[int, int] = {}
+        self._chunks: dict[bytes, int] = {}
         self.round = 0  # of the all-reduce that runs
 
     def is_held(self, phase: str, round: int) -> bool:
@@ -74,12 +74,12 @@ class Script:
         ):
             time.sleep(0.02)
 
-    def is_chunk(self, frame: bytes | memoryview, size: int) -> bool:
-        """Whether this is a whole chunk of that size, and not one of the first."""
-        if len(frame) != size:
+    def is_chunk(self, found: bytes, kind: bytes) -> bool:
+        """Whether this is a whole chunk of that kind, and not one of the first."""
+        if found != kind:
             return False
-        self._chunks[size] = self._chunks.get(size, 0) + 1
-        return self._chunks[size] >= _THIRD
+        self._chunks[kind] = self._chunks.get(kind, 0) + 1
+        return self._chunks[kind] >= _THIRD
 
     @property
     def lie(self) -> str:
@@ -93,7 +93,7 @@ class Script:
 def install(script: Script) -> None:
     """Put the script's hooks around the product's own functions."""
     join, run, send, hold = Lobby.join, AllReduce.run, network.send, Swarm.hold
-    sent = encoded_size(CHUNK, "fp16")
+    sent = 1 + encoded_size(CHUNK, "fp16")
 
     async def joined(self: Lobby, anchor: Any, mine: Any) -> Any:
         await script.wait("forming", anchor.round)
@@ -107,8 +107,8 @@ def install(script: Script) -> None:
         return await run(self)
 
     async def sends(stream: Any, frame: bytes | memoryview, timeout: float) -> None:
-        for phase, size in (("sending", sent), ("reducing", sent + 1)):
-            if script.is_chunk(frame, size):
+        for phase, kind in (("sending", b"d"), ("reducing", b"c")):
+            if len(frame) == sent and script.is_chunk(bytes(frame[:1]), kind):
                 await script.wait(phase, script.round)
         await send(stream, frame, timeout)
 
@@ -116,6 +116,7 @@ def install(script: Script) -> None:
         script.pause("committed", anchor.round - 1)
         hold(self, anchor, state, size)
 
+    allreduce._TIMED = sys.maxsize  # lines as noisy as this machine's make parts of any size
     Lobby.join, AllReduce.run = joined, ran  # type: ignore[method-assign]
     Swarm.hold = holds  # type: ignore[method-assign]
     allreduce.send = sends  # type: ignore[attr-defined]
