@@ -73,7 +73,7 @@ def half_killed(play: Play) -> None:
 def daemon_killed(leads: bool) -> Case:
     def played(play: Play) -> None:
         hold = f"reducing:{ROUND}"
-        play.open(rounds=12, epoch=2.0, each={name: {"holds": (hold,)} for name in NAMES})
+        play.open(rounds=12, epoch=4.0, each={name: {"holds": (hold,)} for name in NAMES})
         victim = play.victim(leads)
         for other in play.others(victim):
             other.release(hold)
@@ -95,7 +95,7 @@ CASES["kill -9 of p2pd (leader)"] = daemon_killed(True)
 @case("restart as the same within the round")
 def restarted(play: Play) -> None:
     hold = f"training:{ROUND}"
-    play.open(rounds=12, epoch=2.0, each={name: {"holds": (hold,)} for name in NAMES})
+    play.open(rounds=12, epoch=4.0, each={name: {"holds": (hold,)} for name in NAMES})
     victim = play.victim()
     for other in play.others(victim):
         other.release(hold)

@@ -78,7 +78,7 @@ def slow(play: Play) -> None:
     for name in NAMES:
         lab.slow(name, 100)
     lab.slow("dan", 5)
-    play.open(rounds=4)
+    play.open(rounds=4, by_line=True)
     play.judge([*play.trainers.values()], [], time.time())
 
 

@@ -90,7 +90,7 @@ class Script:
         self._chunks.clear()
 
 
-def install(script: Script) -> None:
+def install(script: Script, by_line: bool) -> None:
     """Put the script's hooks around the product's own functions."""
     join, run, send, hold = Lobby.join, AllReduce.run, network.send, Swarm.hold
     sent = 1 + encoded_size(CHUNK, "fp16")
@@ -116,7 +116,8 @@ def install(script: Script) -> None:
         script.pause("committed", anchor.round - 1)
         hold(self, anchor, state, size)
 
-    allreduce._TIMED = sys.maxsize  # lines as noisy as this machine's make parts of any size
+    if not by_line:
+        allreduce._TIMED = sys.maxsize
     Lobby.join, AllReduce.run = joined, ran  # type: ignore[method-assign]
     Swarm.hold = holds  # type: ignore[method-assign]
     allreduce.send = sends  # type: ignore[attr-defined]
@@ -138,7 +139,7 @@ def live(orders: Orders) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     script = Script(orders)
-    install(script)
+    install(script, orders.by_line)
     config = PeerConfig(
         name=orders.name,
         output=orders.folder / orders.name,

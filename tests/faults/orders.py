@@ -21,6 +21,7 @@ class Orders:
     step: float = 1e-3  # what it adds in a local epoch
     epoch: float = 0.5  # seconds; 0.4 once the file `hurry` is there
     rounds: int = 6
+    by_line: bool = False  # parts follow the lines; a busy machine's noise would make them any size
     averaging: dict[str, Any] = field(default_factory=dict)
 
     @property
