@@ -62,16 +62,20 @@ class CountingLearner:
         )
 
 
-def counting_trainer(seat: Seat, learner: CountingLearner) -> Trainer:
-    """The real trainer role around it."""
-    adapter = SimpleNamespace(
+def counting_adapter(size: int) -> Any:
+    """What roles use of an adapter, without a model."""
+    return SimpleNamespace(
         base=SimpleNamespace(name="none", weights_sha256=""),
-        size=learner.size,
-        initial_values=lambda seed: np.zeros(learner.size, np.float32),
+        size=size,
+        initial_values=lambda seed: np.zeros(size, np.float32),
         save=_save,
     )
+
+
+def counting_trainer(seat: Seat, learner: CountingLearner, evaluator: Any = None) -> Trainer:
+    """The real trainer role around it."""
     rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
-    return Trainer(seat, cast(Any, learner), cast(Any, adapter), rows)
+    return Trainer(seat, cast(Any, learner), counting_adapter(learner.size), rows, evaluator)
 
 
 def _save(folder: Path, values: Any) -> None:

@@ -324,6 +324,8 @@ OTHER = {
     "training.schedule": "cosine",
     "averaging.compression": "none",
     "averaging.carry": "0.25",
+    "evaluation.on_trainers": "both",
+    "checkpoint.at": "[13]",
     **dict.fromkeys(("model.name", "model.revision", "data.source", "data.config_name"), "zz"),
     **dict.fromkeys(("data.revision", "data.split", "data.eval_by"), "zz"),
 }

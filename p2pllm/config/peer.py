@@ -49,3 +49,6 @@ class PeerConfig(Config):
     """Attention implementation."""
     data: tuple[Path, ...] = ()
     """This peer's own private JSON/JSONL files, instead of a shard of the run's data."""
+    evaluate: bool = True
+    """Take part in what the run evaluates: a trainer where evaluation.on_trainers says so, the
+    aggregator always; without it an aggregator only keeps checkpoints."""
