@@ -456,6 +456,23 @@ class NoInitialPeers(P2PLLMError):
     """
 
 
+class TrackerMissing(P2PLLMError):
+    """The tracker {tracker} is asked for, but its package is not there: {reason}
+
+    Install it with: pip install {tracker}
+    or do without: --set trackers=[jsonl]
+    """
+
+
+class TrackerFailed(P2PLLMError):
+    """The tracker {tracker} could not be started: {reason}
+
+    For wandb, log in with: wandb login
+    or keep its files on this machine: export WANDB_MODE=offline
+    or do without any tracker: --set trackers=[jsonl]
+    """
+
+
 # ---- looking back
 
 
