@@ -242,6 +242,13 @@ class ConfigUnreadable(P2PLLMError):
     """
 
 
+class ConfigExists(P2PLLMError):
+    """There is a file {path} already. It was not touched.
+
+    Give another name, or move it away first: mv {path} {path}.old
+    """
+
+
 class SettingsInvalid(P2PLLMError):
     """The --set values do not make a valid {kind} configuration:
 

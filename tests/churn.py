@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from p2pllm.config.peer import PeerConfig
@@ -74,7 +75,7 @@ class Peer:
 
         self.swarm = Swarm(self._identity, opened, QUICK, self._stop, churn.thread)
         self.script.crash = self.crash
-        config = PeerConfig(name=name, output=folder)
+        config = PeerConfig(**{**churn.settings, "name": name, "output": folder})
         self._seated = seated(
             self.swarm, churn.manifest, config, self.role, Events(self.events.append)
         )
@@ -130,6 +131,7 @@ class Churn:
     """A run, and what happens in it."""
 
     evaluator: Any = None  # of every trainer
+    settings: Mapping[str, Any] = MappingProxyType({})  # of every peer's own configuration
 
     def __init__(
         self, folder: Path, rounds: int = 3, plan: Mapping[str, Any] | None = None, **averaging: Any
