@@ -166,10 +166,10 @@ class Churn:
             self.peers[name] = kind(name, self, self._folder)
         return self
 
-    def play(self, *names: str) -> dict[str, Peer]:
-        """Start these peers, and wait for the end of everybody's run."""
+    def play(self, *names: str, patience: float = 30) -> dict[str, Peer]:
+        """Start these peers, and wait for the end of everybody's run, so many seconds for each."""
         self.start(*names)
         for peer in list(self.peers.values()):
-            peer.join(timeout=30)
+            peer.join(timeout=patience)
         self.thread.close()
         return self.peers

@@ -7,7 +7,6 @@ from p2pllm.config.run import CheckpointConfig, EvaluationConfig
 from p2pllm.errors import DeviceMemoryFull
 from p2pllm.events import CheckpointSaved, Evaluated, RoundCommitted, TrainerEvaluated, Trouble
 from p2pllm.roles import aggregator, trainer
-from p2pllm.swarm import lobby
 from p2pllm.training.evaluation import EvaluationResult
 from tests.churn import Churn, Follower
 
@@ -15,7 +14,6 @@ from tests.churn import Churn, Follower
 @pytest.fixture(autouse=True)
 def _lively(monkeypatch):
     """Peers look around more often than in real life."""
-    monkeypatch.setattr(lobby, "_LOOK", 0.05)
     monkeypatch.setattr(trainer, "_LOOK", 0.05)
     monkeypatch.setattr(trainer, "_PAUSE", 0.1)
     monkeypatch.setattr(aggregator, "_PAUSE", 0.02)

@@ -89,6 +89,7 @@ class RealTrainer(Peer):
 
 
 @pytest.mark.parametrize("path", [DOCUMENT, SHIPPED], ids=lambda path: path.stem)
+@pytest.mark.timeout(180)  # real training, perhaps beside other work
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_the_translated_run_starts_and_trains(tmp_path, path):
     """With a small model and rows of our own in place of the hub's, and shorter."""
@@ -107,7 +108,7 @@ def test_the_translated_run_starts_and_trains(tmp_path, path):
     churn.start("rank1", kind=RealTrainer)
     churn.settings = {**churn.settings, "evaluate": False}  # its rank is not among those named
     churn.start("rank2", kind=RealTrainer)
-    peers = churn.play()
+    peers = churn.play(patience=80)
     assert peers["rank1"].final.digest == peers["rank2"].final.digest
     for peer in peers.values():
         committed = peer.of(RoundCommitted)
