@@ -1,12 +1,23 @@
 """Which trainers evaluate when, and which rounds the aggregator writes to disk: what a run plans,
 over the in-memory swarm."""
 
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
-from p2pllm.config.run import CheckpointConfig, EvaluationConfig
+from p2pllm.config.peer import PeerConfig
+from p2pllm.config.run import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RunConfig,
+)
+from p2pllm.data.corpus import Corpus
 from p2pllm.errors import DeviceMemoryFull
 from p2pllm.events import CheckpointSaved, Evaluated, RoundCommitted, TrainerEvaluated, Trouble
-from p2pllm.roles import aggregator, trainer
+from p2pllm.roles import aggregator, own_evaluation, trainer
 from p2pllm.training.evaluation import EvaluationResult
 from tests.churn import Churn, Follower
 
@@ -93,3 +104,34 @@ def test_the_rounds_that_the_run_names_are_on_disk_and_always_the_final_one(tmp_
     assert (folder / "final" / "round.json").exists()
     assert follower.of(CheckpointSaved)[-1].round == 4
     assert not follower.of(Evaluated)
+
+
+def test_with_overlap_the_adapter_is_measured_without_the_work_done_ahead(tmp_path):
+    plan = {"evaluation": EvaluationConfig(on_trainers="after")}
+    churn = Churn(tmp_path, 3, plan, min_peers=2, overlap=True)
+    churn.evaluator, churn.local_epoch = FirstValue(), (4, 0.02)
+    ann, bob = ([e.loss for e in p.of(TrainerEvaluated)] for p in churn.play("ann", "bob").values())
+    assert len(ann) == 3
+    assert ann == bob
+
+
+@pytest.mark.parametrize(
+    ("config", "rows_at_once"),
+    [({"evaluate": False}, None), ({}, 8), ({"micro_batch": 2}, 2), ({"micro_batch": 64}, 8)],
+)
+def test_a_trainer_with_private_rows_evaluates_on_the_runs_if_it_wants_to(
+    monkeypatch, tiny_adapter, rows, config, rows_at_once
+):
+    monkeypatch.setattr(own_evaluation, "load_corpus", lambda *_: Corpus(train=[], held_out=rows))
+    evaluated: list[Any] = []
+    monkeypatch.setattr(own_evaluation, "Evaluator", lambda *given: evaluated.append(given))
+    run = RunConfig(
+        name="x",
+        model=ModelConfig(name="none"),
+        data=DataConfig(source="none"),
+        evaluation=EvaluationConfig(on_trainers="after", max_rows=4),
+    )
+    seat = SimpleNamespace(manifest=SimpleNamespace(run=run), config=PeerConfig(**config))
+    own_evaluation.own_evaluator(cast(Any, seat), tiny_adapter, corpus=None)
+    found = [(held_out, at_once) for _, held_out, at_once in evaluated]
+    assert found == ([] if rows_at_once is None else [(rows[:4], rows_at_once)])
