@@ -196,7 +196,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(key, value, why):
 def test_private_files_of_the_clients_are_the_peers_with_placeholders():
     path = "~/rows-{rank}-of-{client_num_in_total}.jsonl"
     judged = verdict([path, "test.jsonl"], "client_dataset_path")
-    assert judged.outcome.peer == {"data": ["~/rows-{shard}-of-{shards}.jsonl"]}
+    assert judged.outcome.peer["data"] == ["~/rows-{shard}-of-{shards}.jsonl"]
     assert "second file" in judged.outcome.reason
 
 

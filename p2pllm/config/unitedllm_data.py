@@ -7,6 +7,7 @@ comments in its configuration file.
 import re
 from typing import Any
 
+from p2pllm.config.peer import PeerConfig
 from p2pllm.config.unitedllm_rules import (
     Given,
     Ignored,
@@ -46,7 +47,7 @@ def _dataset_path(value: Any, given: Given) -> Outcome:
         if given.get("client_dataset_path"):
             return Ignored("client_dataset_path replaces it")
         reason = "it differs from client to client, so it is the peer's; data.source is still open"
-        return Mapped(peer={"data": paths[:1]}, reason=reason)
+        return Mapped(peer=_private(paths), reason=reason)
     names = {"data.source": paths[0]}
     if len(paths) == 1:
         return Mapped(run=names)
@@ -57,10 +58,18 @@ def _client_dataset_path(value: Any, given: Given) -> Outcome:
     paths = paths_in(value)
     if not paths:
         return Ignored("it is empty; clients that had only dataset_path failed on it")
-    reason = "private rows, one peer.yaml for all" if "{" in paths[0] else "private rows"
+    reason = "private rows"
+    if "{shard}" in paths[0]:
+        reason += "; written for rank 1: each peer says its own `shard`"
     if len(paths) > 1:
         reason += "; all evaluate on the run's held-out rows, not on a client's second file"
-    return Mapped(peer={"data": paths[:1]}, reason=reason)
+    return Mapped(peer=_private(paths), reason=reason)
+
+
+def _private(paths: list[str]) -> dict[str, Any]:
+    """The first path. A {shard} in it needs a number: files were numbered by rank, from 1."""
+    needs_number = "{shard}" in paths[0] and "shard" in PeerConfig.model_fields
+    return {"data": paths[:1], **({"shard": 1} if needs_number else {})}
 
 
 def _eval_size(value: Any, given: Given) -> Outcome:
