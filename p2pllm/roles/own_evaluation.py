@@ -65,5 +65,6 @@ def own_evaluator(seat: Seat, adapter: Adapter, corpus: Corpus | None) -> Evalua
     if corpus is None:
         corpus = load_corpus(run.data, adapter.base.tokenizer, run.seed)
     # No more rows at once than the device is known to hold while it trains.
-    at_once = min(plan.batch_size, config.micro_batch or plan.batch_size)
+    known = config.micro_batch if isinstance(config.micro_batch, int) else plan.batch_size
+    at_once = min(plan.batch_size, known)
     return Evaluator(adapter, corpus.held_out[: plan.max_rows], at_once)
