@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pllm import __version__
+from p2pllm.cli_config import Settings, config_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-config_app = typer.Typer(help="Check and show configuration files.", no_args_is_help=True)
 app.add_typer(config_app, name="config", rich_help_panel="Configuration")
 
 TRY, TAKE_PART, LOOK = "Try it", "Take part", "Look"
@@ -72,10 +72,6 @@ AnnounceMaddrs = Annotated[
 ]
 PeerFile = Annotated[
     Path | None, typer.Option("--config", envvar="P2PLLM_CONFIG", help="This peer's YAML file.")
-]
-Settings = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration."),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads for tensor work.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
@@ -311,43 +307,6 @@ def explain(
 
     for line in story(read_ledger(find_ledger(folder)), round):
         typer.echo(line)
-
-
-@config_app.command("check")
-def config_check(
-    file: Annotated[Path, typer.Argument(help="A run's or a peer's YAML file.")],
-    settings: Settings = [],
-) -> None:
-    """Say whether a configuration file is valid, and its fingerprint.
-
-    Example: p2pllm config check configs/demo.yaml
-    """
-    from p2pllm.config.load import load_either
-    from p2pllm.config.run import RunConfig
-
-    config = load_either(file, settings)
-    if isinstance(config, RunConfig):
-        typer.echo(f"{file} is a valid run configuration, fingerprint {config.fingerprint}")
-    else:
-        typer.echo(f"{file} is a valid peer configuration")
-
-
-@config_app.command("show")
-def config_show(
-    file: Annotated[Path, typer.Argument(help="A run's or a peer's YAML file.")],
-    settings: Settings = [],
-) -> None:
-    """Print a configuration with every default and every key's meaning.
-
-    Example: p2pllm config show configs/demo.yaml --set rounds=20
-    """
-    from p2pllm.config.load import load_either, show
-    from p2pllm.config.run import RunConfig
-
-    config = load_either(file, settings)
-    if isinstance(config, RunConfig):
-        typer.echo(f"# fingerprint: {config.fingerprint}")
-    typer.echo(show(config), nl=False)
 
 
 # ---- their parts

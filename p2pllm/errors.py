@@ -242,6 +242,13 @@ class ConfigUnreadable(P2PLLMError):
     """
 
 
+class ConfigExists(P2PLLMError):
+    """There is a file {path} already. It was not touched.
+
+    Give another name, or move it away first: mv {path} {path}.old
+    """
+
+
 class SettingsInvalid(P2PLLMError):
     """The --set values do not make a valid {kind} configuration:
 
@@ -453,6 +460,23 @@ class NoInitialPeers(P2PLLMError):
     """No address of a peer was given, so there is no way into a swarm.
 
     Add --initial-peers ADDR, as the bootstrap peer prints it, or set P2PLLM_INITIAL_PEERS.
+    """
+
+
+class TrackerMissing(P2PLLMError):
+    """The tracker {tracker} is asked for, but its package is not there: {reason}
+
+    Install it with: pip install {tracker}
+    or do without: --set trackers=[jsonl]
+    """
+
+
+class TrackerFailed(P2PLLMError):
+    """The tracker {tracker} could not be started: {reason}
+
+    For wandb, log in with: wandb login
+    or keep its files on this machine: export WANDB_MODE=offline
+    or do without any tracker: --set trackers=[jsonl]
     """
 
 

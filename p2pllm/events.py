@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,18 @@ class Evaluated(Event):
 
     round: int
     digest: str
+    loss: float
+    rows: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerEvaluated(Event):
+    """This trainer measured a held-out loss: of its own work before an average, or of the adapter
+    after it. Both have the number of the adapter that the average makes."""
+
+    round: int
+    when: Literal["before", "after"]
     loss: float
     rows: int
     seconds: float

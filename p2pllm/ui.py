@@ -239,6 +239,10 @@ _TELLERS = {
         f"[cyan]round {row['round']}: held-out loss {_loss(row)}[/] "
         f"({row['rows']} rows, {row['seconds']:.1f} s)"
     ),
+    "trainer_evaluated": lambda row: (
+        f"[cyan]round {row['round']}: held-out loss {_loss(row)} here[/], {row['when']} the average"
+        f" ({row['rows']} rows, {row['seconds']:.1f} s)"
+    ),
     "evaluation_seen": lambda row: f"[cyan]round {row['round']}: held-out loss {_loss(row)}[/]",
     "checkpoint_saved": lambda row: f"saved {safe(row['path'])}",
     "trouble": lambda row: f"[yellow]{safe(row['what'])}[/]",

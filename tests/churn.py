@@ -6,27 +6,30 @@ network, with a learner that only counts.
 
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from p2pllm.config.peer import PeerConfig
 from p2pllm.config.run import (
     AveragingConfig,
-    CheckpointConfig,
     DataConfig,
     Deadline,
     ModelConfig,
     RunConfig,
 )
 from p2pllm.events import Event, Events, Finished
-from p2pllm.roles.entry import seated
+from p2pllm.roles.aggregator import Aggregator
+from p2pllm.roles.entry import Seat, seated
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.memory_network import World
 from p2pllm.swarm.network import Timeouts
+from p2pllm.swarm.records import Role
 from p2pllm.swarm.swarm import EventLoopThread, Swarm
-from tests.counting import CountingLearner, counting_trainer
+from tests.counting import CountingLearner, counting_adapter, counting_trainer
 
 SIZE = 3000
 QUICK = Timeouts(
@@ -56,7 +59,9 @@ class Script:
 
 
 class Peer:
-    """A trainer in a thread of its own."""
+    """A trainer, or another role, in a thread of its own."""
+
+    role: Role = "trainer"
 
     def __init__(self, name: str, churn: "Churn", folder: Path) -> None:
         self.name, self.events = name, list[Event]()
@@ -70,21 +75,25 @@ class Peer:
 
         self.swarm = Swarm(self._identity, opened, QUICK, self._stop, churn.thread)
         self.script.crash = self.crash
-        config = PeerConfig(name=name, output=folder)
+        config = PeerConfig(**{**churn.settings, "name": name, "output": folder})
         self._seated = seated(
-            self.swarm, churn.manifest, config, "trainer", Events(self.events.append)
+            self.swarm, churn.manifest, config, self.role, Events(self.events.append)
         )
-        step = 1e-3 * (len(churn.peers) + 1)
-        steps, pause = churn.local_epoch
-        self.learner = CountingLearner(SIZE, step, self.script.before_training, steps, pause)
-        self.trainer = counting_trainer(self._seated.__enter__(), self.learner)
+        self.life = self.take(self._seated.__enter__())
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+
+    def take(self, seat: Seat) -> Any:
+        """What lives in this seat: anything that runs."""
+        step = 1e-3 * (len(self._churn.peers) + 1)
+        steps, pause = self._churn.local_epoch
+        self.learner = CountingLearner(SIZE, step, self.script.before_training, steps, pause)
+        return counting_trainer(seat, self.learner, self._churn.evaluator)
 
     def _run(self) -> None:
         with ExitStack() as end:
             end.push(self._seated.__exit__)
-            self.trainer.run()
+            self.life.run()
         if not self._stop.is_set():
             self.swarm.close()
 
@@ -109,10 +118,25 @@ class Peer:
         return cast(Finished, finished)
 
 
+class Follower(Peer):
+    """An aggregator that evaluates nothing."""
+
+    role: Role = "aggregator"
+
+    def take(self, seat: Seat) -> Any:
+        return Aggregator(seat, counting_adapter(SIZE), None)
+
+
 class Churn:
     """A run, and what happens in it."""
 
-    def __init__(self, folder: Path, rounds: int = 3, **averaging: Any) -> None:
+    evaluator: Any = None  # of every trainer
+    settings: Mapping[str, Any] = MappingProxyType({})  # of every peer's own configuration
+
+    def __init__(
+        self, folder: Path, rounds: int = 3, plan: Mapping[str, Any] | None = None, **averaging: Any
+    ) -> None:
+        """plan: what else the run agrees on."""
         deadline = Deadline(floor=0.5, ceiling=1.0)
         run = RunConfig(
             name="churn",
@@ -120,7 +144,7 @@ class Churn:
             model=ModelConfig(name="none"),
             data=DataConfig(source="none"),
             averaging=AveragingConfig(**{"deadline": deadline, **averaging}),
-            checkpoint=CheckpointConfig(),
+            **(plan or {}),
         )
         self.manifest = Manifest.found(run, Identity.ephemeral())
         self.world, self.thread = World(), EventLoopThread()
@@ -137,15 +161,15 @@ class Churn:
         self.scripts.setdefault(name, Script()).slow[at_round] = seconds
         return self
 
-    def start(self, *names: str) -> "Churn":
+    def start(self, *names: str, kind: type[Peer] = Peer) -> "Churn":
         for name in names:
-            self.peers[name] = Peer(name, self, self._folder)
+            self.peers[name] = kind(name, self, self._folder)
         return self
 
-    def play(self, *names: str) -> dict[str, Peer]:
-        """Start these peers, and wait for the end of everybody's run."""
+    def play(self, *names: str, patience: float = 30) -> dict[str, Peer]:
+        """Start these peers, and wait for the end of everybody's run, so many seconds for each."""
         self.start(*names)
         for peer in list(self.peers.values()):
-            peer.join(timeout=30)
+            peer.join(timeout=patience)
         self.thread.close()
         return self.peers

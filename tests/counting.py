@@ -64,10 +64,20 @@ class CountingLearner:
         )
 
 
-def counting_trainer(seat: Seat, learner: CountingLearner) -> Trainer:
+def counting_adapter(size: int) -> Any:
+    """What roles use of an adapter, without a model."""
+    return SimpleNamespace(
+        base=SimpleNamespace(name="none", weights_sha256=""),
+        size=size,
+        initial_values=lambda seed: np.zeros(size, np.float32),
+        save=_save,
+    )
+
+
+def counting_trainer(seat: Seat, learner: CountingLearner, evaluator: Any = None) -> Trainer:
     """The real trainer role around it."""
     rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
-    return Trainer(seat, cast(Any, learner), _adapter(learner.size), rows)
+    return Trainer(seat, cast(Any, learner), counting_adapter(learner.size), rows, evaluator)
 
 
 def counting_aggregator(seat: Seat, size: int) -> Aggregator:
@@ -76,16 +86,7 @@ def counting_aggregator(seat: Seat, size: int) -> Aggregator:
     def evaluate(values: Any) -> EvaluationResult:
         return EvaluationResult(loss=float(values.mean()), rows=1, tokens=1, seconds=0.0)
 
-    return Aggregator(seat, _adapter(size), cast(Any, SimpleNamespace(evaluate=evaluate)))
-
-
-def _adapter(size: int) -> Any:
-    return SimpleNamespace(
-        base=SimpleNamespace(name="none", weights_sha256=""),
-        size=size,
-        initial_values=lambda seed: np.zeros(size, np.float32),
-        save=_save,
-    )
+    return Aggregator(seat, counting_adapter(size), cast(Any, SimpleNamespace(evaluate=evaluate)))
 
 
 def _save(folder: Path, values: Any) -> None:

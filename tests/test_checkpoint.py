@@ -52,6 +52,13 @@ def test_a_checkpoint_is_a_peft_folder(tiny_model, tiny_adapter, tmp_path):
     assert all((p == 1).all() for p in adapter)
 
 
+def test_spared_rounds_stay_beside_the_newest_and_all_stay_without_a_limit(tiny_adapter, tmp_path):
+    save(Checkpoints(tmp_path, keep=1, spared=[2, 9]), tiny_adapter, 1, 2, 3, 4)
+    assert names(tmp_path / "checkpoints") == ["round-2", "round-4"]
+    save(Checkpoints(tmp_path, keep=None), tiny_adapter, 5, 6)
+    assert names(tmp_path / "checkpoints") == ["round-2", "round-4", "round-5", "round-6"]
+
+
 def test_only_the_newest_are_kept_and_latest_points_to_the_last(tiny_adapter, tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     save(checkpoints, tiny_adapter, 8, 9, 10, 11)  # 9 < 10, though not as text

@@ -324,6 +324,9 @@ OTHER = {
     "training.schedule": "cosine",
     "averaging.compression": "none",
     "averaging.carry": "0.25",
+    "averaging.overlap": "true",
+    "evaluation.on_trainers": "both",
+    "checkpoint.at": "[13]",
     **dict.fromkeys(("model.name", "model.revision", "data.source", "data.config_name"), "zz"),
     **dict.fromkeys(("data.revision", "data.split", "data.eval_by"), "zz"),
 }

@@ -13,6 +13,8 @@ SHIPPED_YAML = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("peers/*/peer.ya
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 LOADERS = {("torch", "load"), ("torch", "save")}  # both speak pickle
 FLAGS = {"trust_remote_code", "allow_pickle"}
+# It names the flag once, as a key of UnitedLLM's configuration that it refuses.
+REFUSES = {"unitedllm_data.py": ["trust_remote_code as a key"]}
 
 
 def danger(node: ast.AST) -> str | None:
@@ -38,7 +40,8 @@ def dangers(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_module_unpickles_or_runs_remote_code(path):
-    assert dangers(path.read_text()) == []
+    allowed = REFUSES.get(path.name, [])
+    assert dangers(path.read_text()) == allowed
 
 
 @pytest.mark.parametrize(

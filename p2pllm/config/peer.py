@@ -25,6 +25,19 @@ class NetworkConfig(Config):
     """Use, and while reachable serve as, a libp2p relay for peers behind NAT."""
 
 
+class TrackingConfig(Config):
+    """How trackers are used."""
+
+    roles: Literal["all", "aggregator"] = "all"
+    """On which peers: all that ask for them, or none but the aggregator."""
+    project: str = "p2pllm"
+    """Project in Weights & Biases or Trackio."""
+    entity: str | None = None
+    """Team or user in Weights & Biases; your own default when not given."""
+    group: str | None = None
+    """Under which the peers of a run are shown together; the run's id when not given."""
+
+
 class PeerConfig(Config):
     """One peer on one machine."""
 
@@ -49,3 +62,10 @@ class PeerConfig(Config):
     """Attention implementation."""
     data: tuple[Path, ...] = ()
     """This peer's own private JSON/JSONL files, instead of a shard of the run's data."""
+    trackers: tuple[Literal["jsonl", "tensorboard", "wandb", "trackio"], ...] = ("jsonl",)
+    """Where the numbers of metrics.jsonl go, too. That file (jsonl) is written in any case; the
+    others need their packages: pip install tensorboard, wandb or trackio."""
+    tracking: TrackingConfig = TrackingConfig()
+    evaluate: bool = True
+    """Take part in what the run evaluates: a trainer where evaluation.on_trainers says so, the
+    aggregator always; without it an aggregator only keeps checkpoints."""

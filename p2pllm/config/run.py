@@ -187,10 +187,13 @@ class AveragingConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """What the aggregator measures on the held-out rows."""
+    """What is measured on the held-out rows: by the aggregator, and by trainers if asked."""
 
     every: int = Field(1, ge=1)
     """In rounds. Round 0 (the base model) and the last round are always evaluated."""
+    on_trainers: Literal["never", "before", "after", "both"] = "never"
+    """Whether trainers evaluate, too: their own work before an average, the adapter after it, or
+    both. The final adapter is never left out of `after`. A peer opts out with `evaluate: false`."""
     max_rows: int | None = Field(None, ge=1)
     """Evaluate on at most this many held-out rows."""
     batch_size: int = Field(8, ge=1)
@@ -201,9 +204,11 @@ class CheckpointConfig(Config):
     """What the aggregator keeps on disk."""
 
     every: int = Field(1, ge=0)
-    """In rounds; 0 keeps only the final adapter."""
-    keep: int = Field(3, ge=1)
-    """Older checkpoints are removed."""
+    """In rounds; 0 writes none but the final adapter, which always is."""
+    at: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Extra checkpoints, after these rounds. They are never removed."""
+    keep: int | None = Field(3, ge=1)
+    """How many checkpoints stay, besides those of `at` and the final one; null: all."""
 
 
 class RunConfig(Config):

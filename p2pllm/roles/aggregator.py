@@ -21,7 +21,7 @@ from p2pllm.swarm.node import Missed
 from p2pllm.swarm.records import Result, Results
 from p2pllm.swarm.rounds import Anchor, CatchUp, SwarmView, agreed_anchor, donors_of
 from p2pllm.training.checkpoint import Checkpoints
-from p2pllm.training.evaluation import Evaluator
+from p2pllm.training.evaluation import Evaluator, is_due
 from p2pllm.training.outer import OuterOptimizer
 
 _PAUSE = 0.5  # seconds between two looks at the swarm
@@ -31,10 +31,12 @@ _PUBLISHED = 200  # results in the record, the newest; all of them are in the ch
 class Aggregator:
     """One aggregator in one run. `run` is the whole life of it."""
 
-    def __init__(self, seat: Seat, adapter: Adapter, evaluator: Evaluator) -> None:
+    def __init__(self, seat: Seat, adapter: Adapter, evaluator: Evaluator | None) -> None:
+        """evaluator: none, where this peer was asked to keep checkpoints only."""
         self._seat, self._swarm, self._run = seat, seat.swarm, seat.manifest.run
         self._adapter, self._evaluator = adapter, evaluator
-        self._checkpoints = Checkpoints(seat.folder, self._run.checkpoint.keep)
+        kept = self._run.checkpoint
+        self._checkpoints = Checkpoints(seat.folder, kept.keep, spared=kept.at)
         self._outer = OuterOptimizer(self._run.averaging, adapter.size)
         self._results: dict[int, Result] = {}
         self._is_published = True
@@ -108,11 +110,11 @@ class Aggregator:
         return True
 
     def _evaluate_if_due(self) -> None:
-        round, last = self._anchor.round, self._run.rounds
+        round = self._anchor.round
         known = self._results.get(round)
         if known is not None and known.digest == self._anchor.digest:
             return
-        if round % self._run.evaluation.every and round < last:
+        if self._evaluator is None or not is_due(round, self._run.evaluation, self._run.rounds):
             return
         working(self._seat, f"evaluating round {round}")
         measured = self._evaluator.evaluate(self._outer.values(self._state))
@@ -140,8 +142,9 @@ class Aggregator:
         self._is_published = True
 
     def _checkpoint_if_due(self, view: SwarmView) -> None:
-        every, round = self._run.checkpoint.every, self._anchor.round
-        if every and round % every == 0 and round and self._anchor != self._saved:
+        plan, round = self._run.checkpoint, self._anchor.round
+        is_due = round in plan.at or (plan.every and round and round % plan.every == 0)
+        if is_due and self._anchor != self._saved:
             self._saved = self._anchor
             self._save(view, final=False)
 
@@ -176,7 +179,9 @@ def prepare(seat: Seat) -> Aggregator:
     """Load everything that the aggregator needs."""
     run = seat.manifest.run
     base = load_base_model(seat)
+    adapter = attach_adapter(base, run.lora, run.seed)
+    if not seat.config.evaluate:
+        return Aggregator(seat, adapter, None)
     working(seat, "reading the held-out rows")
     held_out = load_corpus(run.data, base.tokenizer, run.seed).held_out[: run.evaluation.max_rows]
-    adapter = attach_adapter(base, run.lora, run.seed)
     return Aggregator(seat, adapter, Evaluator(adapter, held_out, run.evaluation.batch_size))

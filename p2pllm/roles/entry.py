@@ -31,6 +31,7 @@ from p2pllm.swarm.network import Timeouts
 from p2pllm.swarm.records import Progress, Role, State
 from p2pllm.swarm.rounds import SwarmView
 from p2pllm.swarm.swarm import Swarm
+from p2pllm.trackers import Tracked, open_trackers
 
 if TYPE_CHECKING:
     from p2pllm.model.pretrained import Base
@@ -128,13 +129,16 @@ def seated(
 ) -> Iterator[Seat]:
     """Make the peer's folder, open its journal and enter the run.
 
-    Raises FolderForeign and OutputUnwritable.
+    Raises FolderForeign, OutputUnwritable, TrackerMissing and TrackerFailed.
     """
     name = peer_name(config)
     seat = Seat(swarm, manifest, config, name, config.output / manifest.run_id / name, events)
     _prepare_folder(seat)
     journal = Journal(seat.folder)
-    events.subscribe(journal)
+    agreed = manifest.run.model_dump(mode="json")
+    tracking = open_trackers(config, Tracked(manifest.run_id, name, role, seat.folder, agreed))
+    for subscriber in (journal, tracking):
+        events.subscribe(subscriber)
     state: State = "following" if role == "bootstrap" else "joining"
     swarm.enter(
         manifest,
@@ -160,6 +164,7 @@ def seated(
     try:
         yield seat
     finally:
+        tracking.close()
         journal.close()
 
 

@@ -28,6 +28,7 @@ from p2pllm.roles.entry import (
     load_base_model,
     working,
 )
+from p2pllm.roles.own_evaluation import OwnEvaluation, own_evaluator
 from p2pllm.swarm.node import Averaged, Contribution, Missed
 from p2pllm.swarm.rounds import (
     Anchor,
@@ -44,6 +45,7 @@ from p2pllm.swarm.rounds import (
 )
 from p2pllm.swarm.swarm import Pending
 from p2pllm.training.checkpoint import Checkpoints
+from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.learner import Learner, Work
 from p2pllm.training.outer import OuterOptimizer
 from p2pllm.training.source import ShardSource
@@ -107,8 +109,17 @@ class Rows:
 class Trainer:
     """One trainer in one run. `run` is the whole life of it."""
 
-    def __init__(self, seat: Seat, learner: Learner, adapter: Adapter, rows: Rows) -> None:
+    def __init__(
+        self,
+        seat: Seat,
+        learner: Learner,
+        adapter: Adapter,
+        rows: Rows,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        """evaluator: for this trainer's own evaluations, where the run plans any."""
         self._seat, self._swarm, self._run = seat, seat.swarm, seat.manifest.run
+        self._own = OwnEvaluation(seat, evaluator)
         self._learner, self._adapter, self._rows = learner, adapter, rows
         self._events = seat.events
         self._anchor: Anchor | None = None
@@ -158,11 +169,13 @@ class Trainer:
             self._events.emit(ShardClaimed(shard=shard, shards=shards, rows=rows))
         self._swarm.announce(state="training", shard=self._rows.shard)
         self._swarm.approach(self._anchor)
+        self._own.after_average(self._anchor, self._outer.values(self._state))
         stop, begun = self._seat.stop.is_set, self._ahead
         work = self._learner.train(self._anchor.round, self._on_step, stop, begun)
         self._ahead = None
         if self._seat.stop.is_set() or not work.samples:
             return
+        self._own.before_average(self._anchor, self._learner.values())
         self._work = work
         self._samples += work.samples
         self._waiting_since = time.monotonic()
@@ -274,6 +287,7 @@ class Trainer:
         except P2PLLMError as problem:
             self._events.emit(Trouble(what=problem.letter))
         self._swarm.announce(state="finished")
+        self._own.after_average(final, self._outer.values(self._state))
         self._leaves_at = time.monotonic() + _LINGER
         self._kept = Finished(round=final.round, digest=final.digest, path=path)
 
@@ -319,6 +333,7 @@ def prepare(seat: Seat) -> Trainer:
     run, config = seat.manifest.run, seat.config
     base = load_base_model(seat)
     working(seat, "reading the rows")
+    corpus = None
     if config.data:
         rows = Rows(load_private(config.data, run.data, base.tokenizer), 1, run.seed, own=True)
     else:
@@ -326,7 +341,8 @@ def prepare(seat: Seat) -> Trainer:
         rows = Rows(corpus.train, run.data.shards, run.seed, own=False)
     adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
     learner = Learner(adapter, rows.source, run.training, run.rounds, config.micro_batch)
-    return Trainer(seat, learner, adapter, rows)
+    evaluator = own_evaluator(seat, adapter, corpus)
+    return Trainer(seat, learner, adapter, rows, evaluator)
 
 
 def _still_needs(final: Anchor, view: SwarmView) -> bool:

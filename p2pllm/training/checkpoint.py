@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +38,14 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints of one peer, below its output folder."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        """Clean up what a killed process left unfinished in `folder`, which need not exist yet."""
+    def __init__(self, folder: Path, keep: int | None, spared: Collection[int] = ()) -> None:
+        """Clean up what a killed process left unfinished in `folder`, which need not exist yet.
+
+        keep: how many stay (none: all), besides those of the rounds `spared`.
+        """
         self._folder = folder
         self._rounds = folder / "checkpoints"
-        self._keep = keep
+        self._keep, self._spared = keep, frozenset(spared)
         for parent in (self._folder, self._rounds):
             for unfinished in parent.glob(UNFINISHED + "*"):
                 _remove(unfinished)
@@ -133,9 +137,12 @@ class Checkpoints:
             log.warning("no link `latest` in %s: %s", self._folder, error)
 
     def _prune(self) -> None:
+        if self._keep is None:
+            return
         numbered = {path: _number(path) for path in self._rounds.glob("round-*")}
         rounds = sorted(
-            (p for p, n in numbered.items() if n is not None), key=lambda p: numbered[p] or 0
+            (p for p, n in numbered.items() if n is not None and n not in self._spared),
+            key=lambda p: numbered[p] or 0,
         )
         for old in rounds[: -self._keep]:
             _remove(old)

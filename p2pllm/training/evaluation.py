@@ -6,9 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
+from p2pllm.config.run import EvaluationConfig
 from p2pllm.data.tokens import Row
 from p2pllm.model.adapter import Adapter, Values
 from p2pllm.training.loss import counted, memory_for, summed_loss
+
+
+def is_due(round: int, plan: EvaluationConfig, rounds: int) -> bool:
+    """Whether the adapter of this round, of a run of so many, is to be evaluated."""
+    return round >= rounds or round % plan.every == 0
 
 
 @dataclass(frozen=True)
