@@ -8,9 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from p2pllm.config.run import LoraAveraging
 from p2pllm.events import StepDone
 from p2pllm.roles.entry import Seat
 from p2pllm.roles.trainer import Rows, Trainer
+from p2pllm.training.halves import trained_part
 from p2pllm.training.learner import Work
 
 
@@ -28,9 +30,13 @@ class CountingLearner:
         """before_training: called with the round when its first step is due; it may wait, or end
         the peer. pause: seconds for each step."""
         self.size, self.done = size, list[int]()  # rounds, one entry for each step
+        self.rule: LoraAveraging = "both"
         self._values = np.zeros(size, np.float32)
         self._step, self._before_training = np.float32(step / steps), before_training
         self._steps, self._pause = steps, pause
+
+    def part(self, round: int) -> slice:
+        return trained_part(self.rule, round, self.size // 3, self.size)
 
     def values(self) -> Any:
         return self._values.copy()
@@ -44,7 +50,7 @@ class CountingLearner:
         steps = begun.steps if begun else 0
         while steps < self._steps and not stop():
             time.sleep(self._pause)
-            self._values += self._step
+            self._values[self.part(round)] += self._step
             self.done.append(round)
             steps += 1
             on_step(
@@ -70,6 +76,7 @@ def counting_trainer(seat: Seat, learner: CountingLearner) -> Trainer:
         initial_values=lambda seed: np.zeros(learner.size, np.float32),
         save=_save,
     )
+    learner.rule = seat.manifest.run.averaging.lora
     rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
     return Trainer(seat, cast(Any, learner), cast(Any, adapter), rows)
 

@@ -308,6 +308,7 @@ evaluation: {max_rows: 5}
 OTHER = {
     "name": "other",
     "averaging.robust": "none",
+    "averaging.lora": "alternate",
     "averaging.outer": "nesterov",
     "averaging.outer_momentum": "0.5",
     "model.weights_sha256": "f" * 64,

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from p2pllm import errors
-from p2pllm.config.run import LocalEpoch, LoraConfig, TrainingConfig
+from p2pllm.config.run import (
+    AveragingConfig,
+    DataConfig,
+    LocalEpoch,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from p2pllm.data.tokens import IGNORED, Row
 from p2pllm.events import StepDone
 from p2pllm.model.adapter import attach_adapter
@@ -55,7 +63,18 @@ def settings(steps=3, **fields):
 
 
 def learner_of(adapter, rows, training, rounds=10, micro_batch=None):
-    return Learner(adapter, Cycle(rows), training, rounds, micro_batch)
+    return Learner(adapter, Cycle(rows), run_of(training, rounds), micro_batch)
+
+
+def run_of(training, rounds=10, **averaging):
+    return RunConfig(
+        name="test",
+        rounds=rounds,
+        model=ModelConfig(name="none"),
+        data=DataConfig(source="none"),
+        training=training,
+        averaging=AveragingConfig(**averaging),
+    )
 
 
 def fresh_adapter(model, **lora):
@@ -283,3 +302,37 @@ def test_the_rate_is_never_negative_nor_above_the_peak(schedule, warmup):
     training = settings(learning_rate=1.0, schedule=schedule, warmup_rounds=warmup)
     for position in np.linspace(0, 12, 49):  # a little beyond the run's end
         assert 0 <= learning_rate(training, 10, float(position)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "trained"), [("both", "AB AB AB"), ("freeze_a", "B B B"), ("alternate", "B A B")]
+)
+def test_a_round_trains_its_part_of_the_adapter_only(tiny_adapter, rows, rule, trained):
+    run = run_of(settings(2, learning_rate=0.01, weight_decay=0.1), lora=rule)
+    learner = Learner(tiny_adapter, Cycle(rows), run)
+    for round, halves in enumerate(trained.split()):
+        before = learner.values()
+        learner.train(round, Steps(), never)
+        changed = {
+            name.split(".")[-2][-1]
+            for (name, new), old in zip(
+                tiny_adapter.tensors(learner.values()).items(),
+                tiny_adapter.tensors(before).values(),
+                strict=True,
+            )
+            if not np.array_equal(new, old)
+        }
+        assert changed == set(halves)
+        part = learner.part(round)
+        outside = np.ones(learner.size, bool)
+        outside[part] = False
+        assert np.array_equal(learner.values()[outside], before[outside])
+
+
+def test_the_moments_of_a_half_wait_for_its_next_round(tiny_adapter, rows):
+    run = run_of(settings(2, learning_rate=0.01), lora="alternate")
+    learner = Learner(tiny_adapter, Cycle(rows), run)
+    for round in range(4):
+        learner.train(round, Steps(), never)
+    counts = {int(state["step"]) for state in learner._optimizer.state.values()}
+    assert counts == {4}

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
-from p2pllm.config.run import TrainingConfig
+from p2pllm.config.run import RunConfig, TrainingConfig
 from p2pllm.data.tokens import Row
 from p2pllm.errors import LossNotFinite
 from p2pllm.events import StepDone
 from p2pllm.model.adapter import Adapter, Values
+from p2pllm.training.halves import trained_part
 from p2pllm.training.loss import counted, memory_for, summed_loss
 from p2pllm.training.schedule import learning_rate
 from p2pllm.training.source import Source
@@ -73,15 +74,15 @@ class Learner:
         self,
         adapter: Adapter,
         source: Source,
-        training: TrainingConfig,
-        rounds: int,
+        run: RunConfig,
         micro_batch: int | None = None,
     ) -> None:
-        """`rounds` of the whole run; at most `micro_batch` rows in one forward pass."""
+        """At most `micro_batch` rows in one forward pass."""
         self.adapter = adapter
         self.source = source
-        self._training = training
-        self._rounds = rounds
+        self._training = training = run.training
+        self._rounds = run.rounds
+        self._rule = run.averaging.lora
         self._micro_batch = micro_batch or training.batch_size
         self._parameters = list(adapter.parameters.values())
         self._optimizer = _optimizer(training, self._parameters)
@@ -95,6 +96,10 @@ class Learner:
     def size(self) -> int:
         """How many values the adapter has."""
         return self.adapter.size
+
+    def part(self, round: int) -> slice:
+        """Which of the values are trained in a round. The others keep the anchor's bits."""
+        return trained_part(self._rule, round, self.adapter.size_of_a, self.adapter.size)
 
     def values(self) -> Values:
         return self.adapter.values()
@@ -118,6 +123,7 @@ class Learner:
             DeviceMemoryFull: the micro-batch is too large for the device.
         """
         self.adapter.model.train()
+        self.adapter.train_only(self.part(round))
         tally = _Tally.going_on_from(begun)
         planned = self._planned_steps()
         for fraction in self._fractions(tally, planned):
