@@ -79,6 +79,7 @@ Settings = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads for tensor work.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+MicroBatch = Annotated[int | None, typer.Option(help="Samples per forward pass.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")]
 
 
@@ -111,6 +112,43 @@ def demo(
     from p2pllm.demo import run_demo
 
     raise typer.Exit(run_demo(run_file, trainers, output, _console()))
+
+
+@app.command(rich_help_panel=TRY)
+def train(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run.")],
+    trainers: Annotated[
+        int, typer.Option(min=1, help="Do the work of so many trainers in each round.")
+    ] = 1,
+    name: Annotated[
+        str | None, typer.Option(help="Its folder in that of the run. Default: train")
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    micro_batch: MicroBatch = None,
+    output: Output = None,
+    config: PeerFile = None,
+    settings: Settings = [],
+    verbose: Verbose = False,
+) -> None:
+    """Conventional training of a run: this machine alone, all rows, no network. The baseline.
+
+    --set changes the run here. It goes on from its last checkpoint when it is started again.
+
+    Example: p2pllm train configs/demo.yaml --trainers 3
+    """
+    _log(verbose)
+    from p2pllm.config.load import load_peer, load_run
+
+    run = load_run(run_file, settings)
+    flags = _overrides(
+        name=name, device=device, threads=threads, micro_batch=micro_batch, output=output
+    )
+    peer = load_peer(config, flags)
+    stop, events = _until_interrupted(), _events()
+    from p2pllm.roles import centralized  # slow to import
+
+    centralized.train(centralized.as_one(run, trainers), peer, events, stop)
 
 
 @app.command(rich_help_panel=TAKE_PART)
@@ -164,7 +202,7 @@ def join(
     ] = [],
     device: Device = None,
     threads: Threads = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
+    micro_batch: MicroBatch = None,
     identity: IdentityFile = None,
     output: Output = None,
     host_maddrs: HostMaddrs = [],
