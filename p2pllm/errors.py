@@ -270,6 +270,14 @@ class DeviceMemoryFull(P2PLLMError):
     """
 
 
+class RankLost(P2PLLMError):
+    """One of this peer's processes has ended, and so must the others: {reason}
+
+    If it said why, its words stand above. The swarm goes on; come back with the same command. With
+    --launcher python one process is the whole peer.
+    """
+
+
 class DiskFull(P2PLLMError):
     """The disk that holds {folder} is full, so the checkpoint was not written. {last}
 

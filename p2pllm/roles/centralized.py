@@ -28,6 +28,7 @@ from p2pllm.roles.entry import load_local_base
 from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.learner import Learner, Work
+from p2pllm.training.ranks import Alone
 from p2pllm.training.source import ShardSource
 
 NAME = "train"  # of the folder in that of the run
@@ -145,11 +146,18 @@ class Centralized:
         }
 
 
-def train(run: RunConfig, config: PeerConfig, events: Events, stop: threading.Event) -> None:
+def train(
+    run: RunConfig,
+    config: PeerConfig,
+    events: Events,
+    stop: threading.Event,
+    ranks: Alone | None = None,
+) -> None:
     """Train `run` (see `as_one`) into <output>/<run>/<name>/.
 
     Raises: OutputUnwritable, ForeignFolder, DiskFull, and the letters of the model and the data.
     """
+    ranks = ranks or Alone()
     name = config.name or NAME
     folder = config.output / run.name / name
     checkpoints = Checkpoints(folder, run.checkpoint.keep)
@@ -160,11 +168,12 @@ def train(run: RunConfig, config: PeerConfig, events: Events, stop: threading.Ev
     try:
         events.emit(Working(doing=f"loading the base model {run.model.name or '(untrained)'}"))
         base = load_local_base(run, config)
+        ranks.tell(run.model_dump_json())
         events.emit(Working(doing="reading the rows"))
         corpus = load_corpus(run.data, base.tokenizer, run.seed)
         adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
         source = ShardSource(corpus.train, range(len(corpus.train)), run.seed)
-        learner = Learner(adapter, source, run, config.micro_batch)
+        learner = Learner(adapter, source, run, config.micro_batch, ranks)
         held_out = corpus.held_out[: run.evaluation.max_rows]
         evaluator = Evaluator(adapter, held_out, run.evaluation.batch_size)
         parts = _Parts(learner, evaluator, checkpoints)

@@ -46,6 +46,7 @@ from p2pllm.swarm.swarm import Pending
 from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.learner import Learner, Work
 from p2pllm.training.outer import OuterOptimizer
+from p2pllm.training.ranks import Alone
 from p2pllm.training.source import ShardSource
 
 _PAUSE = 1.0  # seconds before another attempt after one that failed
@@ -321,10 +322,12 @@ class Trainer:
         return self._seat.name if peer == self._swarm.me else view.name(peer)
 
 
-def prepare(seat: Seat) -> Trainer:
-    """Load everything that this trainer needs."""
+def prepare(seat: Seat, ranks: Alone | None = None) -> Trainer:
+    """Load everything that this trainer needs; `ranks` are its processes, where it has several."""
+    ranks = ranks or Alone()
     run, config = seat.manifest.run, seat.config
     base = load_base_model(seat)
+    ranks.tell(run.model_dump_json())
     working(seat, "reading the rows")
     if config.data:
         rows = Rows(load_private(config.data, run.data, base.tokenizer), 1, run.seed, own=True)
@@ -332,7 +335,7 @@ def prepare(seat: Seat) -> Trainer:
         corpus = load_corpus(run.data, base.tokenizer, run.seed)
         rows = Rows(corpus.train, run.data.shards, run.seed, own=False)
     adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
-    learner = Learner(adapter, rows.source, run, config.micro_batch)
+    learner = Learner(adapter, rows.source, run, config.micro_batch, ranks)
     return Trainer(seat, learner, adapter, rows)
 
 

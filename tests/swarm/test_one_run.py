@@ -186,9 +186,9 @@ def invitations(door: Peer) -> list[str]:
 
 
 def digest_of_tensors(folder: Path) -> str:
-    """sha256 over the tensors' little-endian float32 values in the order of their names."""
+    """sha256 over the tensors' little-endian float32 values: each A, then each B, by name."""
     tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
     digest = hashlib.sha256()
-    for name in sorted(tensors):
+    for name in sorted(tensors, key=lambda name: (".lora_B." in name, name)):
         digest.update(tensors[name].astype("<f4").tobytes())
     return digest.hexdigest()
