@@ -93,7 +93,9 @@ LauncherName = Annotated[
 RankCount = Annotated[
     int | None, typer.Option("--ranks", min=1, help="Processes of torchrun. Default: the GPUs.")
 ]
-MicroBatch = Annotated[int | None, typer.Option(help="Samples per forward pass.")]
+MicroBatch = Annotated[
+    str | None, typer.Option(metavar="N|auto", help="Samples per forward pass; auto: what fits.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")]
 
 

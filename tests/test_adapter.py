@@ -110,6 +110,17 @@ def test_a_target_the_model_lacks_names_those_it_has(tiny_base):
     assert "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj" in letter
 
 
+def test_a_misspelt_target_gets_the_nearest_name(tiny_base):
+    with pytest.raises(errors.LoraTargetMissing, match="Did you mean gate_proj"):
+        attach_adapter(tiny_base, LoraConfig(target=("gate_prj", "q_proj")), seed=1)
+
+
+def test_a_rank_that_peft_refuses_is_a_letter_that_names_the_key(tiny_base):
+    unchecked = LoraConfig().model_copy(update={"r": -1})  # as if our own limits let it through
+    with pytest.raises(errors.LoraRefused, match=r"-1(.|\n)*lora\.r is 1 or more"):
+        attach_adapter(tiny_base, unchecked, seed=1)
+
+
 def test_a_target_that_is_no_linear_layer_is_refused(tiny_base):
     with pytest.raises(errors.LoraTargetMissing, match="input_layernorm"):
         attach_adapter(tiny_base, LoraConfig(target=("input_layernorm",)), seed=1)

@@ -218,8 +218,28 @@ def test_too_little_memory_is_a_letter(tiny_adapter, rows, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. See docs.")
 
     monkeypatch.setattr(learner_module, "summed_loss", full)
-    with pytest.raises(errors.DeviceMemoryFull, match="micro_batch=1"):
-        learner_of(tiny_adapter, rows, settings()).train(0, Steps(), never)
+    for micro_batch in (None, "auto"):
+        learner = learner_of(tiny_adapter, rows, settings(), micro_batch=micro_batch)
+        with pytest.raises(errors.DeviceMemoryFull, match="micro_batch=auto"):
+            learner.train(0, Steps(), never)
+
+
+def test_the_micro_batch_is_found_where_asked(tiny_model, rows, monkeypatch):
+    sizes = []
+
+    def room_for_two(adapter, rows):
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. See docs.")
+        return summed_loss(adapter, rows)
+
+    expected = learner_of(fresh_adapter(tiny_model), rows, settings(2), micro_batch=2)
+    expected.train(0, Steps(), never)
+    monkeypatch.setattr(learner_module, "summed_loss", room_for_two)
+    learner = learner_of(fresh_adapter(tiny_model), rows, settings(2), micro_batch="auto")
+    learner.train(0, Steps(), never)
+    assert sizes == [6, 3, 2, 2, 2, 2, 2, 2]  # it is found once, and kept
+    assert np.array_equal(learner.values(), expected.values())
 
 
 def test_rows_that_count_no_token_do_not_harm(tiny_adapter, rows):

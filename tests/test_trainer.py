@@ -59,7 +59,9 @@ def test_a_slow_peer_misses_a_round_and_its_work_is_carried_into_the_next(tmp_pa
 
 
 @pytest.mark.parametrize("rule", ["freeze_a", "alternate"])
-@pytest.mark.parametrize("averaging", [{}, {"compression": "int8", "outer": "nesterov"}])
+@pytest.mark.parametrize(
+    "averaging", [{}, {"compression": "int8", "outer": "nesterov"}, {"overlap": True}]
+)
 def test_all_agree_when_only_a_half_is_averaged_in_a_round(tmp_path, rule, averaging):
     churn = Churn(tmp_path, rounds=4, min_peers=3, lora=rule, **averaging)
     peers = churn.play("ann", "bob", "cat")

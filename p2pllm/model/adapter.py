@@ -4,6 +4,7 @@ The order, names and shapes are equal on all peers of a run, whatever device and
 has; so are the first values. It does not know rounds or other peers.
 """
 
+import difflib
 import hashlib
 import json
 import warnings
@@ -201,7 +202,13 @@ def _check_target(model: PreTrainedModel, target: tuple[str, ...]) -> None:
         if not any(name == wanted or name.endswith("." + wanted) for name in present)
     ]
     if missing or not target:
-        raise LoraTargetMissing(missing=", ".join(missing) or "nothing", present=_listed(present))
+        last = {name.rpartition(".")[2] for name in present}
+        near = [n for wanted in missing for n in difflib.get_close_matches(wanted, last, n=2)]
+        raise LoraTargetMissing(
+            missing=", ".join(missing) or "nothing",
+            nearest=f"Did you mean {' or '.join(near)}? " if near else "",
+            present=_listed(present),
+        )
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:

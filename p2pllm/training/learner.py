@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
 from p2pllm.config.run import RunConfig, TrainingConfig
 from p2pllm.data.tokens import Row
-from p2pllm.errors import LossNotFinite
+from p2pllm.errors import DeviceMemoryFull, LossNotFinite
 from p2pllm.events import StepDone
 from p2pllm.model.adapter import Adapter, Values
 from p2pllm.training.halves import trained_part
@@ -76,17 +77,18 @@ class Learner:
         adapter: Adapter,
         source: Source,
         run: RunConfig,
-        micro_batch: int | None = None,
+        micro_batch: int | Literal["auto"] | None = None,
         ranks: Alone | None = None,
     ) -> None:
-        """At most `micro_batch` rows in one forward pass of one rank."""
+        """At most `micro_batch` rows in one forward pass of one rank; as many as fit for `auto`."""
         self.adapter = adapter
         self.source = source
         self._ranks = ranks or Alone()
         self._training = training = run.training
         self._rounds = run.rounds
         self._rule = run.averaging.lora
-        self._micro_batch = micro_batch or training.batch_size
+        self._backs_off = micro_batch == "auto"
+        self._micro_batch = micro_batch if isinstance(micro_batch, int) else training.batch_size
         self._parameters = list(adapter.parameters.values())
         self._optimizer = _optimizer(training, self._parameters)
         self._scaler = torch.amp.GradScaler(
@@ -191,8 +193,7 @@ class Learner:
         """
         self.adapter.model.train()
         self.adapter.train_only(self.part(step.round))
-        with memory_for(self._micro_batch):
-            total = self._backward(rows, step.tokens)
+        total = self._gradient(rows, step.tokens)
         self._ranks.sum(self._parameters, total)
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm)
@@ -207,6 +208,24 @@ class Learner:
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
         return loss if usable else None
+
+    def _gradient(self, rows: list[Row], tokens: int) -> torch.Tensor:
+        """`_backward` with as large micro-batches as the device has memory for.
+
+        Raises: DeviceMemoryFull.
+        """
+        while True:
+            try:
+                with memory_for(self._micro_batch):
+                    return self._backward(rows, tokens)
+            except DeviceMemoryFull:
+                if not self._backs_off or self._micro_batch == 1:
+                    raise
+            # Behind the handler: there the exception would still hold on to the activations.
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self._micro_batch = math.ceil(self._micro_batch / 2)
+            log.warning("out of memory: going on with micro-batches of %d", self._micro_batch)
 
     def _backward(self, rows: list[Row], tokens: int) -> torch.Tensor:
         """Accumulate the gradient of the batch's mean token loss; return the summed loss.
