@@ -226,6 +226,20 @@ class LoraRefused(P2PLLMError):
     """
 
 
+class NotAPeftModel(P2PLLMError):
+    """GossipCallback shares LoRA adapters, but this trainer's model is a {kind} without one.
+
+    Wrap it first: model = peft.get_peft_model(model, peft.LoraConfig(...))
+    """
+
+
+class AdapterUnlike(P2PLLMError):
+    """The script's adapter has r={r} and lora_alpha={alpha}; the run's has {run_r} and {run_alpha}.
+
+    Make it like the run's: peft.LoraConfig(r={run_r}, lora_alpha={run_alpha}, ...)
+    """
+
+
 class AdapterDiffers(P2PLLMError):
     """An adapter of {found} values came where this run's has {expected}.
 

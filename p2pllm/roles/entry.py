@@ -173,13 +173,18 @@ def load_base_model(seat: Seat) -> "Base":
     run = seat.manifest.run
     working(seat, f"loading the base model {run.model.name or '(untrained)'}")
     base = load_local_base(run, seat.config)
+    agree_on_base(seat, base)
+    return base
+
+
+def agree_on_base(seat: Seat, base: "Base") -> None:
+    """Say which base we train on, if it is the others'. Raises BaseDiffers."""
     others = Counter(p.base for p in seat.swarm.view().peers if p.base and p.digest)
     if others:
         majority = others.most_common(1)[0][0]
         if base.weights_sha256 != majority:
             raise BaseDiffers(name=base.name, ours=base.weights_sha256, theirs=majority)
     seat.swarm.announce(base=base.weights_sha256)
-    return base
 
 
 def load_local_base(run: RunConfig, config: PeerConfig) -> "Base":
