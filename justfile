@@ -56,6 +56,7 @@ bench-round *ARGS: setup
 # Times rounds over shaped and delayed lines between network namespaces; needs root and Linux
 bench-wire *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_wire "$@"
+
 # Times local steps, ours beside transformers.Trainer + PEFT: ten minutes, or --quick
 bench-step *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_step "$@"

@@ -49,7 +49,7 @@ def test_values_of_another_length_are_refused(tiny_adapter):
 def test_first_values_are_the_same_on_every_machine(tiny_model, tiny_adapter):
     values = tiny_adapter.initial_values(1)
     assert np.array_equal(values, tiny_adapter.values())
-    assert digest_of(values) == ("318be779eec40cc0f905a56d5e72027158e2ed18165df1e8dcf4d1100cf93647")
+    assert digest_of(values) == ("fdf9d3de6387bffb3aefd5217eefe8fb365b8daaaf6a00b9a944ae4dc5dfb10a")
     assert digest_of(tiny_adapter.initial_values(2)) != digest_of(values)
     parts = tiny_adapter.tensors(values)
     assert all(part.any() == (".lora_A." in name) for name, part in parts.items())
