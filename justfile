@@ -57,6 +57,10 @@ bench-round *ARGS: setup
 bench-wire *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_wire "$@"
 
+# Times local steps, ours beside transformers.Trainer + PEFT: ten minutes, or --quick
+bench-step *ARGS: setup
+    .venv/bin/python -m tests.benchmarks.bench_step "$@"
+
 # Runs 300 rounds and prints what grows: memory, threads, open files, processes
 bench-leaks *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_leaks "$@"

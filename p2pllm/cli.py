@@ -7,9 +7,12 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 
     from p2pllm.config.peer import PeerConfig
     from p2pllm.events import Events
+    from p2pllm.training.ranks import Ranks
 
 app = typer.Typer(
     name="p2pllm",
@@ -75,6 +79,19 @@ PeerFile = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads for tensor work.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
+LauncherName = Annotated[
+    Literal["auto", "python", "torchrun"],
+    typer.Option(
+        "--launcher",
+        help="One process, or one for each GPU through torchrun; auto: where there are several.",
+    ),
+]
+RankCount = Annotated[
+    int | None, typer.Option("--ranks", min=1, help="Processes of torchrun. Default: the GPUs.")
+]
+MicroBatch = Annotated[
+    str | None, typer.Option(metavar="N|auto", help="Samples per forward pass; auto: what fits.")
+]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")]
 
 
@@ -107,6 +124,46 @@ def demo(
     from p2pllm.demo import run_demo
 
     raise typer.Exit(run_demo(run_file, trainers, output, _console()))
+
+
+@app.command(rich_help_panel=TRY)
+def train(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run.")],
+    trainers: Annotated[
+        int, typer.Option(min=1, help="Do the work of so many trainers in each round.")
+    ] = 1,
+    name: Annotated[
+        str | None, typer.Option(help="Its folder in that of the run. Default: train")
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    micro_batch: MicroBatch = None,
+    launcher: LauncherName = "auto",
+    ranks: RankCount = None,
+    output: Output = None,
+    config: PeerFile = None,
+    settings: Settings = [],
+    verbose: Verbose = False,
+) -> None:
+    """Conventional training of a run: this machine alone, all rows, no network. The baseline.
+
+    --set changes the run here. It goes on from its last checkpoint when it is started again.
+
+    Example: p2pllm train configs/demo.yaml --trainers 3
+    """
+    _log(verbose)
+    from p2pllm.config.load import load_peer, load_run
+
+    run = load_run(run_file, settings)
+    flags = _overrides(
+        name=name, device=device, threads=threads, micro_batch=micro_batch, output=output
+    )
+    peer = load_peer(config, flags)
+    with _as_ranks(launcher, ranks, peer) as (mine, peer):
+        stop, events = _until_interrupted(), _events()
+        from p2pllm.roles import centralized  # slow to import
+
+        centralized.train(centralized.as_one(run, trainers), peer, events, stop, mine)
 
 
 @app.command(rich_help_panel=TAKE_PART)
@@ -160,7 +217,9 @@ def join(
     ] = [],
     device: Device = None,
     threads: Threads = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Samples per forward pass.")] = None,
+    micro_batch: MicroBatch = None,
+    launcher: LauncherName = "auto",
+    ranks: RankCount = None,
     identity: IdentityFile = None,
     output: Output = None,
     host_maddrs: HostMaddrs = [],
@@ -190,10 +249,13 @@ def join(
         network_announce_maddrs=announce_maddrs,
     )
     peer = _joining(config, [*flags, *settings])
-    with seat_in_run(peer, "trainer", _events(), _until_interrupted()) as seat:
+    with (
+        _as_ranks(launcher, ranks, peer) as (mine, peer),
+        seat_in_run(peer, "trainer", _events(), _until_interrupted()) as seat,
+    ):
         from p2pllm.roles.trainer import prepare  # slow to import: be seen by the others first
 
-        prepare(seat).run()
+        prepare(seat, mine).run()
 
 
 @app.command(rich_help_panel=TAKE_PART)
@@ -334,6 +396,30 @@ def _joining(file: Path | None, settings: list[str]) -> "PeerConfig":
     if not config.network.initial_peers:
         raise NoInitialPeers
     return config
+
+
+@contextmanager
+def _as_ranks(
+    launcher: str, count: int | None, peer: "PeerConfig"
+) -> "Iterator[tuple[Ranks | None, PeerConfig]]":
+    """Within it, this process is the peer's only one (None), or its rank 0. A launcher, and the
+    ranks that only follow, end here."""
+    from p2pllm.roles import launcher as launching
+
+    if not launching.is_launched():
+        wanted = launching.ranks_wanted(launcher, count, peer.device)
+        if wanted > 1:
+            raise typer.Exit(launching.launch(wanted, sys.argv[1:]))
+        yield None, peer
+        return
+    peer = launching.on_my_device(peer)
+    with launching.my_ranks() as mine:
+        if mine.rank:
+            from p2pllm.roles.follower import follow
+
+            follow(mine, peer)
+            raise typer.Exit
+        yield mine, peer
 
 
 def _console() -> "Console":

@@ -149,6 +149,14 @@ class BaseNotLoaded(P2PLLMError):
     """
 
 
+class AttentionMissing(P2PLLMError):
+    """This machine cannot run flash_attention_2: {reason}.
+
+    Let p2pllm choose, which is nearly as fast: --set attention=auto
+    On a recent NVIDIA GPU you can install it: pip install flash-attn --no-build-isolation
+    """
+
+
 class DeviceMissing(P2PLLMError):
     """The device {device} is not there: this machine has {count}.
 
@@ -204,7 +212,7 @@ class ConversionFailed(P2PLLMError):
 class LoraTargetMissing(P2PLLMError):
     """The run's lora.target names {missing}, which the base model has not.
 
-    Its linear layers are: {present}. Name some of them, or say: all-linear
+    {nearest}Its linear layers are: {present}. Name some of them, or say: all-linear
     """
 
 
@@ -213,7 +221,22 @@ class LoraRefused(P2PLLMError):
 
     {reason}
 
-    The linear layers of this model are: {present}. Name some of them in lora.target.
+    lora.r is 1 or more, and lora.target names some of this model's linear layers: {present}.
+    See every key with its meaning: p2pllm config show RUN.yaml
+    """
+
+
+class NotAPeftModel(P2PLLMError):
+    """GossipCallback shares LoRA adapters, but this trainer's model is a {kind} without one.
+
+    Wrap it first: model = peft.get_peft_model(model, peft.LoraConfig(...))
+    """
+
+
+class AdapterUnlike(P2PLLMError):
+    """The script's adapter has r={r} and lora_alpha={alpha}; the run's has {run_r} and {run_alpha}.
+
+    Make it like the run's: peft.LoraConfig(r={run_r}, lora_alpha={run_alpha}, ...)
     """
 
 
@@ -272,8 +295,16 @@ class LossNotFinite(P2PLLMError):
 class DeviceMemoryFull(P2PLLMError):
     """The device has too little memory for {rows} rows at once: {reason}.
 
-    Take fewer rows at a time, which changes nothing for the run: --set micro_batch=1
+    Take fewer rows at a time, which changes nothing for the run: --set micro_batch=auto
     or compute activations again instead of keeping them: --set gradient_checkpointing=true
+    """
+
+
+class RankLost(P2PLLMError):
+    """One of this peer's processes has ended, and so must the others: {reason}
+
+    If it said why, its words stand above. The swarm goes on; come back with the same command. With
+    --launcher python one process is the whole peer.
     """
 
 

@@ -8,11 +8,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from p2pllm.config.run import LoraAveraging
 from p2pllm.events import StepDone
 from p2pllm.roles.aggregator import Aggregator
 from p2pllm.roles.entry import Seat
 from p2pllm.roles.trainer import Rows, Trainer
 from p2pllm.training.evaluation import EvaluationResult
+from p2pllm.training.halves import trained_part
 from p2pllm.training.learner import Work
 
 
@@ -30,9 +32,13 @@ class CountingLearner:
         """before_training: called with the round when its first step is due; it may wait, or end
         the peer. pause: seconds for each step."""
         self.size, self.done = size, list[int]()  # rounds, one entry for each step
+        self.rule: LoraAveraging = "both"
         self._values = np.zeros(size, np.float32)
         self._step, self._before_training = np.float32(step / steps), before_training
         self._steps, self._pause = steps, pause
+
+    def part(self, round: int) -> slice:
+        return trained_part(self.rule, round, self.size // 3, self.size)
 
     def values(self) -> Any:
         return self._values.copy()
@@ -46,7 +52,7 @@ class CountingLearner:
         steps = begun.steps if begun else 0
         while steps < self._steps and not stop():
             time.sleep(self._pause)
-            self._values += self._step
+            self._values[self.part(round)] += self._step
             self.done.append(round)
             steps += 1
             on_step(
@@ -76,6 +82,7 @@ def counting_adapter(size: int) -> Any:
 
 def counting_trainer(seat: Seat, learner: CountingLearner, evaluator: Any = None) -> Trainer:
     """The real trainer role around it."""
+    learner.rule = seat.manifest.run.averaging.lora
     rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
     return Trainer(seat, cast(Any, learner), counting_adapter(learner.size), rows, evaluator)
 

@@ -33,7 +33,9 @@ def test_values_come_back_as_they_were_adopted(tiny_adapter):
 
 def test_the_order_is_that_of_the_names(tiny_adapter):
     names = list(tiny_adapter.shapes)
-    assert names == sorted(names)
+    assert names == sorted(names, key=lambda name: (".lora_B." in name, name))
+    assert ".lora_A." in names[len(names) // 2 - 1] and ".lora_B." in names[len(names) // 2]
+    assert tiny_adapter.size_of_a == 4 * 64 * 4  # four modules of width 64, rank 4
     assert names[0] == "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     assert tiny_adapter.size == sum(int(np.prod(s)) for s in tiny_adapter.shapes.values())
 
@@ -47,7 +49,7 @@ def test_values_of_another_length_are_refused(tiny_adapter):
 def test_first_values_are_the_same_on_every_machine(tiny_model, tiny_adapter):
     values = tiny_adapter.initial_values(1)
     assert np.array_equal(values, tiny_adapter.values())
-    assert digest_of(values) == ("ff8833c3bcda3f673c87656d167343b3cf9da79be4a721d6f44cba139a6063f1")
+    assert digest_of(values) == ("fdf9d3de6387bffb3aefd5217eefe8fb365b8daaaf6a00b9a944ae4dc5dfb10a")
     assert digest_of(tiny_adapter.initial_values(2)) != digest_of(values)
     parts = tiny_adapter.tensors(values)
     assert all(part.any() == (".lora_A." in name) for name, part in parts.items())
@@ -106,6 +108,17 @@ def test_a_target_the_model_lacks_names_those_it_has(tiny_base):
     letter = caught.value.letter
     assert "lora.target names query_key_value" in letter
     assert "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj" in letter
+
+
+def test_a_misspelt_target_gets_the_nearest_name(tiny_base):
+    with pytest.raises(errors.LoraTargetMissing, match="Did you mean gate_proj"):
+        attach_adapter(tiny_base, LoraConfig(target=("gate_prj", "q_proj")), seed=1)
+
+
+def test_a_rank_that_peft_refuses_is_a_letter_that_names_the_key(tiny_base):
+    unchecked = LoraConfig().model_copy(update={"r": -1})  # as if our own limits let it through
+    with pytest.raises(errors.LoraRefused, match=r"-1(.|\n)*lora\.r is 1 or more"):
+        attach_adapter(tiny_base, unchecked, seed=1)
 
 
 def test_a_target_that_is_no_linear_layer_is_refused(tiny_base):

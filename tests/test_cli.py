@@ -15,7 +15,7 @@ from p2pllm.cli import app
 ROOT = Path(__file__).parent.parent
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
 CONFIG_CHECK = (sys.executable, "-m", "p2pllm", "config", "check", "configs/demo.yaml")
-COMMANDS = ("demo", "bootstrap", "join", "aggregate", "status", "rounds", "explain")
+COMMANDS = ("demo", "train", "bootstrap", "join", "aggregate", "status", "rounds", "explain")
 PAGES = ("README.md", *(f"peers/{role}/README.md" for role in ("bootstrap", "trainer", "laptop")))
 
 

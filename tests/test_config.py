@@ -308,6 +308,8 @@ evaluation: {max_rows: 5}
 OTHER = {
     "name": "other",
     "averaging.robust": "none",
+    "averaging.lora": "alternate",
+    "averaging.overlap": "true",
     "averaging.outer": "nesterov",
     "averaging.outer_momentum": "0.5",
     "model.weights_sha256": "f" * 64,
@@ -324,7 +326,6 @@ OTHER = {
     "training.schedule": "cosine",
     "averaging.compression": "none",
     "averaging.carry": "0.25",
-    "averaging.overlap": "true",
     "evaluation.on_trainers": "both",
     "checkpoint.at": "[13]",
     **dict.fromkeys(("model.name", "model.revision", "data.source", "data.config_name"), "zz"),
@@ -360,3 +361,17 @@ def test_the_fingerprint_does_not_depend_on_the_order_or_on_spelt_out_defaults(w
 def test_an_unknown_template_is_a_letter_with_the_names_there_are(written):
     with pytest.raises(ConfigInvalid, match="alpaca, dolly, llama2, chat"):
         load_run(written("model: {name: m}\ndata: {source: a, template: alpacca}\n"))
+
+
+@pytest.mark.parametrize("rank", ["0", "-3", "9999", "many"])
+def test_an_impossible_rank_is_a_letter_that_names_the_key(written, rank):
+    with pytest.raises(ConfigInvalid, match=r"lora\.r"):
+        load_run(written(f"model: {{name: m}}\ndata: {{source: a}}\nlora: {{r: {rank}}}\n"))
+
+
+def test_a_micro_batch_is_a_number_or_found():
+    for said, expected in (("4", 4), ('"4"', 4), ("auto", "auto"), ("null", None)):
+        assert load_peer(None, [f"micro_batch={said}"]).micro_batch == expected
+    for wrong in ("0", "much"):
+        with pytest.raises(SettingsInvalid, match="micro_batch"):
+            load_peer(None, [f"micro_batch={wrong}"])

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from p2pllm import errors
-from p2pllm.config.run import LocalEpoch, LoraConfig, TrainingConfig
+from p2pllm.config.run import (
+    AveragingConfig,
+    DataConfig,
+    LocalEpoch,
+    LoraConfig,
+    ModelConfig,
+    RunConfig,
+    TrainingConfig,
+)
 from p2pllm.data.tokens import IGNORED, Row
 from p2pllm.events import StepDone
 from p2pllm.model.adapter import attach_adapter
@@ -55,7 +63,18 @@ def settings(steps=3, **fields):
 
 
 def learner_of(adapter, rows, training, rounds=10, micro_batch=None):
-    return Learner(adapter, Cycle(rows), training, rounds, micro_batch)
+    return Learner(adapter, Cycle(rows), run_of(training, rounds), micro_batch)
+
+
+def run_of(training, rounds=10, **averaging):
+    return RunConfig(
+        name="test",
+        rounds=rounds,
+        model=ModelConfig(name="none"),
+        data=DataConfig(source="none"),
+        training=training,
+        averaging=AveragingConfig(**averaging),
+    )
 
 
 def fresh_adapter(model, **lora):
@@ -199,8 +218,28 @@ def test_too_little_memory_is_a_letter(tiny_adapter, rows, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. See docs.")
 
     monkeypatch.setattr(learner_module, "summed_loss", full)
-    with pytest.raises(errors.DeviceMemoryFull, match="micro_batch=1"):
-        learner_of(tiny_adapter, rows, settings()).train(0, Steps(), never)
+    for micro_batch in (None, "auto"):
+        learner = learner_of(tiny_adapter, rows, settings(), micro_batch=micro_batch)
+        with pytest.raises(errors.DeviceMemoryFull, match="micro_batch=auto"):
+            learner.train(0, Steps(), never)
+
+
+def test_the_micro_batch_is_found_where_asked(tiny_model, rows, monkeypatch):
+    sizes = []
+
+    def room_for_two(adapter, rows):
+        sizes.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. See docs.")
+        return summed_loss(adapter, rows)
+
+    expected = learner_of(fresh_adapter(tiny_model), rows, settings(2), micro_batch=2)
+    expected.train(0, Steps(), never)
+    monkeypatch.setattr(learner_module, "summed_loss", room_for_two)
+    learner = learner_of(fresh_adapter(tiny_model), rows, settings(2), micro_batch="auto")
+    learner.train(0, Steps(), never)
+    assert sizes == [6, 3, 2, 2, 2, 2, 2, 2]  # it is found once, and kept
+    assert np.array_equal(learner.values(), expected.values())
 
 
 def test_rows_that_count_no_token_do_not_harm(tiny_adapter, rows):
@@ -283,3 +322,37 @@ def test_the_rate_is_never_negative_nor_above_the_peak(schedule, warmup):
     training = settings(learning_rate=1.0, schedule=schedule, warmup_rounds=warmup)
     for position in np.linspace(0, 12, 49):  # a little beyond the run's end
         assert 0 <= learning_rate(training, 10, float(position)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "trained"), [("both", "AB AB AB"), ("freeze_a", "B B B"), ("alternate", "B A B")]
+)
+def test_a_round_trains_its_part_of_the_adapter_only(tiny_adapter, rows, rule, trained):
+    run = run_of(settings(2, learning_rate=0.01, weight_decay=0.1), lora=rule)
+    learner = Learner(tiny_adapter, Cycle(rows), run)
+    for round, halves in enumerate(trained.split()):
+        before = learner.values()
+        learner.train(round, Steps(), never)
+        changed = {
+            name.split(".")[-2][-1]
+            for (name, new), old in zip(
+                tiny_adapter.tensors(learner.values()).items(),
+                tiny_adapter.tensors(before).values(),
+                strict=True,
+            )
+            if not np.array_equal(new, old)
+        }
+        assert changed == set(halves)
+        part = learner.part(round)
+        outside = np.ones(learner.size, bool)
+        outside[part] = False
+        assert np.array_equal(learner.values()[outside], before[outside])
+
+
+def test_the_moments_of_a_half_wait_for_its_next_round(tiny_adapter, rows):
+    run = run_of(settings(2, learning_rate=0.01), lora="alternate")
+    learner = Learner(tiny_adapter, Cycle(rows), run)
+    for round in range(4):
+        learner.train(round, Steps(), never)
+    counts = {int(state["step"]) for state in learner._optimizer.state.values()}
+    assert counts == {4}

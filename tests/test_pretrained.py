@@ -253,3 +253,16 @@ def test_a_changed_package_is_not_used(monkeypatch, cache):
     with pytest.raises(errors.PackageDiffers, match="expected sha256"):
         packaged.packaged_model("smollm2-135m-instruct")
     assert not (cache / "models" / "smollm2-135m-instruct").exists()
+
+
+def test_attention_is_sdpa_unless_asked_for_otherwise(tiny_model):
+    used = {
+        wanted: load_base(tiny_model, 1, "cpu", wanted).model.config._attn_implementation
+        for wanted in ("auto", "sdpa", "eager")
+    }
+    assert used == {"auto": "sdpa", "sdpa": "sdpa", "eager": "eager"}
+
+
+def test_flash_attention_that_is_not_there_gives_a_letter(tiny_model):
+    with pytest.raises(errors.AttentionMissing, match="attention=auto"):
+        load_base(tiny_model, 1, "cpu", "flash_attention_2")

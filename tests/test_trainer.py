@@ -8,7 +8,7 @@ import pytest
 from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed, StepDone
 from p2pllm.roles import trainer
 from p2pllm.roles.trainer import Offer
-from tests.churn import Churn
+from tests.churn import SIZE, Churn
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +58,49 @@ def test_a_slow_peer_misses_a_round_and_its_work_is_carried_into_the_next(tmp_pa
     assert peers["cat"].of(CaughtUp)
 
 
+@pytest.mark.parametrize("rule", ["freeze_a", "alternate"])
+@pytest.mark.parametrize(
+    "averaging", [{}, {"compression": "int8", "outer": "nesterov"}, {"overlap": True}]
+)
+def test_all_agree_when_only_a_half_is_averaged_in_a_round(tmp_path, rule, averaging):
+    churn = Churn(tmp_path, rounds=4, min_peers=3, lora=rule, **averaging)
+    peers = churn.play("ann", "bob", "cat")
+    assert len({peer.final.digest for peer in peers.values()}) == 1
+    values = peers["ann"].learner.values()
+    first, rest = values[: SIZE // 3], values[SIZE // 3 :]
+    assert (first != 0).all() == (rule == "alternate")
+    assert (rest != 0).all()
+    if not averaging:  # the mean of the three peers' steps, in each round that trains this half
+        np.testing.assert_allclose(rest, 2e-3 * (4 if rule == "freeze_a" else 2), rtol=1e-3)
+
+
+def test_only_the_half_that_is_averaged_travels(tmp_path):
+    sent = {}
+    for rule in ("both", "alternate"):
+        churn = Churn(tmp_path / rule, rounds=2, min_peers=2, compression="none", lora=rule)
+        rounds = churn.play("ann", "bob")["ann"].of(RoundCommitted)
+        sent[rule] = [committed.bytes_sent for committed in rounds]
+    overhead = 500  # framing
+    wire = 4 * SIZE  # half of the delta to the other, half of the average back
+    assert sent["both"] == pytest.approx([wire, wire], abs=overhead)
+    assert sent["alternate"] == pytest.approx([wire * 2 / 3, wire / 3], abs=overhead)
+
+
+def test_carried_work_waits_for_a_round_of_the_same_half(tmp_path):
+    churn = Churn(tmp_path, rounds=6, min_peers=2, lora="alternate")
+    churn.slow("cat", at_round=1, seconds=2.0)
+    for round in (2, 3, 4):
+        churn.slow("ann", round, 1.0)
+    peers = churn.play("ann", "bob", "cat")
+    assert len({peer.final.digest for peer in peers.values()}) == 1
+    assert peers["cat"].of(CaughtUp)
+    assert peers["cat"].life._carried is None  # it was of use in round 3 or 5
+
+
 def test_carried_work_counts_with_a_discount():
-    fresh = Offer(np.full(2, 1.0, np.float32), 10.0)
-    missed = Offer(np.full(2, 3.0, np.float32), 20.0)
+    part = slice(4, 6)
+    fresh = Offer(np.full(2, 1.0, np.float32), 10.0, part)
+    missed = Offer(np.full(2, 3.0, np.float32), 20.0, part)
     both = fresh.joined_with(missed, discount=0.5)
     assert both.samples == 20.0
     np.testing.assert_allclose(both.delta, 2.0)

@@ -54,12 +54,13 @@ class PeerConfig(Config):
     """auto, cpu, mps, cuda or cuda:N."""
     threads: int | None = Field(None, ge=1)
     """CPU threads for tensor work. Give 1 when several peers share a machine."""
-    micro_batch: int | None = Field(None, ge=1)
-    """Samples in one forward and backward pass; the whole batch when not given."""
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
+    """Samples in one forward and backward pass; the whole batch when not given. `auto` begins with
+    the whole batch, and halves it whenever the device runs out of memory."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, slower."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-    """Attention implementation."""
+    """Attention implementation; auto: sdpa where the model has it."""
     data: tuple[Path, ...] = ()
     """This peer's own private JSON/JSONL files, instead of a shard of the run's data."""
     trackers: tuple[Literal["jsonl", "tensorboard", "wandb", "trackio"], ...] = ("jsonl",)

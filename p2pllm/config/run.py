@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from p2pllm.config.base import Config
 
+LoraAveraging = Literal["both", "freeze_a", "alternate"]
 Template = Literal["alpaca", "dolly", "llama2", "chat"]
 RunName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")]
 
@@ -182,6 +183,10 @@ class AveragingConfig(Config):
     overlap: bool = False
     """Go on training while the average is under way, and add it to the local adapter when it comes:
     no peer is ever idle, but each local epoch begins without the others' last one."""
+    lora: LoraAveraging = "both"
+    """What is trained and averaged of LoRA's B·A: both; only B, A keeping its first values
+    (FFA-LoRA); or B in even and A in odd rounds (RoLoRA). The last two average exactly, and halve
+    the bytes."""
     carry: float = Field(0.5, ge=0, le=1)
     """With which weight a peer that missed a round offers that work again in the next."""
 

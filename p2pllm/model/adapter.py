@@ -4,6 +4,7 @@ The order, names and shapes are equal on all peers of a run, whatever device and
 has; so are the first values. It does not know rounds or other peers.
 """
 
+import difflib
 import hashlib
 import json
 import warnings
@@ -30,20 +31,21 @@ CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapter:
-    """The trainable tensors of a PEFT model, sorted by the names they have in a PEFT folder."""
+    """The trainable tensors of a PEFT model: first every A, then every B, each sorted by the names
+    they have in a PEFT folder. So each half is one slice of the values."""
 
     def __init__(self, model: peft.PeftModel, base: Base) -> None:
         self.model = model
         self.base = base
         # PEFT puts the adapter's own name, "default", into parameter names but not into files.
-        self.parameters: dict[str, torch.nn.Parameter] = dict(
-            sorted(
-                (name.replace(".default.", "."), parameter)
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-            )
-        )
+        found = {
+            name.replace(".default.", "."): parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
+        self.parameters = {name: found[name] for name in sorted(found, key=_place)}
         self.size = sum(parameter.numel() for parameter in self.parameters.values())
+        self.size_of_a = sum(p.numel() for n, p in self.parameters.items() if ".lora_A." in n)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -94,6 +96,13 @@ class Adapter:
             parts[name] = np.array(values[start:end], dtype=np.float32).reshape(shape)
             start = end
         return parts
+
+    def train_only(self, part: slice) -> None:
+        """Let gradients reach these values only, whole tensors of the flat adapter."""
+        start = 0
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(part.start <= start < part.stop)
+            start += parameter.numel()
 
     def initial_values(self, seed: int) -> Values:
         """LoRA's first values: A Kaiming-uniform, B zero, so that the adapter changes nothing yet.
@@ -166,8 +175,15 @@ def attach_adapter(
 def adapter_values(folder: Path) -> Values:
     """The flat values in a PEFT folder, in the same order as `Adapter.values`."""
     tensors = safetensors.numpy.load_file(folder / TENSOR_FILE)
-    parts = [np.asarray(tensors[name], np.float32).reshape(-1) for name in sorted(tensors)]
+    parts = [
+        np.asarray(tensors[name], np.float32).reshape(-1) for name in sorted(tensors, key=_place)
+    ]
     return np.concatenate(parts)
+
+
+def _place(name: str) -> tuple[bool, str]:
+    """By what tensors are sorted."""
+    return ".lora_A." not in name, name
 
 
 @contextmanager
@@ -186,7 +202,13 @@ def _check_target(model: PreTrainedModel, target: tuple[str, ...]) -> None:
         if not any(name == wanted or name.endswith("." + wanted) for name in present)
     ]
     if missing or not target:
-        raise LoraTargetMissing(missing=", ".join(missing) or "nothing", present=_listed(present))
+        last = {name.rpartition(".")[2] for name in present}
+        near = [n for wanted in missing for n in difflib.get_close_matches(wanted, last, n=2)]
+        raise LoraTargetMissing(
+            missing=", ".join(missing) or "nothing",
+            nearest=f"Did you mean {' or '.join(near)}? " if near else "",
+            present=_listed(present),
+        )
 
 
 def _linear_names(model: PreTrainedModel) -> list[str]:

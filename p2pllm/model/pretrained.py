@@ -26,9 +26,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from p2pllm.config.run import ModelConfig
 from p2pllm.errors import (
+    AttentionMissing,
     BaseNotLoaded,
     DeviceMissing,
     ModelGated,
@@ -146,6 +148,9 @@ def _load(
 ) -> PreTrainedModel:
     transformers.utils.logging.disable_progress_bar()  # the screen shows what is going on
     options: dict[str, Any] = {"dtype": DTYPES[model.dtype], "device_map": {"": device}}
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        reason = "the package flash-attn is not installed, or there is no NVIDIA GPU"
+        raise AttentionMissing(reason=reason)
     if attention != "auto":
         options["attn_implementation"] = attention
     if model.quantization != "none":

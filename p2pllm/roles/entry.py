@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from p2pllm.config.load import show
 from p2pllm.config.peer import PeerConfig
+from p2pllm.config.run import RunConfig
 from p2pllm.errors import (
     BaseDiffers,
     FolderForeign,
@@ -174,22 +175,32 @@ def load_base_model(seat: Seat) -> "Base":
     The manifest may pin its weights; where it does not, the majority of the peers counts.
     Raises BaseDiffers, and the letters of `load_base`.
     """
-    import torch
-
-    from p2pllm.model.pretrained import load_base
-
-    run, config = seat.manifest.run, seat.config
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    run = seat.manifest.run
     working(seat, f"loading the base model {run.model.name or '(untrained)'}")
-    base = load_base(run.model, run.seed, config.device, config.attention)
+    base = load_local_base(run, seat.config)
+    agree_on_base(seat, base)
+    return base
+
+
+def agree_on_base(seat: Seat, base: "Base") -> None:
+    """Say which base we train on, if it is the others'. Raises BaseDiffers."""
     others = Counter(p.base for p in seat.swarm.view().peers if p.base and p.digest)
     if others:
         majority = others.most_common(1)[0][0]
         if base.weights_sha256 != majority:
             raise BaseDiffers(name=base.name, ours=base.weights_sha256, theirs=majority)
     seat.swarm.announce(base=base.weights_sha256)
-    return base
+
+
+def load_local_base(run: RunConfig, config: PeerConfig) -> "Base":
+    """The run's base model as this peer wants it. Raises the letters of `load_base`."""
+    import torch
+
+    from p2pllm.model.pretrained import load_base
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return load_base(run.model, run.seed, config.device, config.attention)
 
 
 def check_base(base: "Base", view: SwarmView) -> None:

@@ -48,6 +48,7 @@ from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.learner import Learner, Work
 from p2pllm.training.outer import OuterOptimizer
+from p2pllm.training.ranks import Alone
 from p2pllm.training.source import ShardSource
 
 _PAUSE = 1.0  # seconds before another attempt after one that failed
@@ -58,16 +59,18 @@ _LINGER = 120.0  # seconds for which a finished trainer stays for those that sti
 
 @dataclass(frozen=True)
 class Offer:
-    """Local work that has not been averaged: delta (size,) and the samples behind it."""
+    """Local work that has not been averaged: the delta of `part` of the adapter's values, and the
+    samples behind it."""
 
     delta: Values
     samples: float
+    part: slice
 
     def joined_with(self, other: "Offer", discount: float) -> "Offer":
         """The mean of both, weighted by samples, those of `other` discounted."""
         samples = self.samples + discount * other.samples
         share = np.float32(self.samples / samples)
-        return Offer(share * self.delta + (1 - share) * other.delta, samples)
+        return Offer(share * self.delta + (1 - share) * other.delta, samples, self.part)
 
 
 @dataclass(frozen=True)
@@ -189,12 +192,14 @@ class Trainer:
         if self._offered is None:
             self._offered = _Offered(self._offer(), self._learner.values())
         offer = self._offered.offer
-        pending = self._swarm.average(Contribution(self._anchor, offer.delta, offer.samples))
+        pending = self._swarm.average(
+            Contribution(self._anchor, offer.delta, offer.samples, offer.part.start)
+        )
         if self._run.averaging.overlap and self._anchor.round + 1 < self._run.rounds:
             self._train_ahead(pending)
         match outcome := pending.result():
             case Averaged():
-                self._commit(outcome)
+                self._commit(outcome, offer.part)
             case Missed():
                 self._events.emit(
                     RoundMissed(
@@ -215,16 +220,17 @@ class Trainer:
         next_round = self._anchor.round + 1
         self._ahead = self._learner.train(next_round, self._on_step, stop, self._ahead)
 
-    def _commit(self, outcome: Averaged) -> None:
+    def _commit(self, outcome: Averaged, part: slice) -> None:
         assert self._anchor is not None
         assert self._work is not None
         assert self._offered is not None
         progress = self._learner.values() - self._offered.values if self._ahead else None
         work, round, view = self._work, self._anchor.round, self._swarm.view(_RECENT)
-        self._hold(round + 1, self._outer.step(self._state, outcome.delta))
+        self._hold(round + 1, self._outer.step(self._state, outcome.delta, part))
         if progress is not None:  # what we learnt meanwhile stays, on top of the average
             self._learner.adopt(self._learner.values() + progress)
-        self._carried = None
+        if self._carried is not None and self._carried.part == part:
+            self._carried = None
         waited = time.monotonic() - self._waiting_since - outcome.seconds_reducing
         self._events.emit(
             RoundCommitted(
@@ -298,15 +304,20 @@ class Trainer:
         self._anchor, self._state = Anchor(round, digest_of(state)), state
         self._work = self._offered = None
         self._learner.adopt(self._outer.values(state))
-        self._swarm.hold(self._anchor, state, self._learner.size)
+        part = self._learner.part(round)
+        self._swarm.hold(self._anchor, state, part.stop - part.start)
 
     def _offer(self) -> Offer:
         assert self._work is not None
-        delta = self._learner.values() - self._outer.values(self._state)
-        samples = self._work.samples + (self._ahead.samples if self._ahead else 0)
-        fresh = Offer(delta, float(samples))
-        if self._carried is None:
-            return fresh
+        assert self._anchor is not None
+        round, samples = self._anchor.round, self._work.samples
+        part = self._learner.part(round)
+        if self._ahead is not None and self._learner.part(round + 1) == part:
+            samples += self._ahead.samples
+        delta = self._learner.values()[part] - self._outer.values(self._state)[part]
+        fresh = Offer(delta, float(samples), part)
+        if self._carried is None or self._carried.part != part:
+            return fresh  # work on the other half waits for a round that averages it
         return fresh.joined_with(self._carried, self._run.averaging.carry)
 
     def _on_step(self, step: StepDone) -> None:
@@ -328,10 +339,12 @@ class Trainer:
         return self._seat.name if peer == self._swarm.me else view.name(peer)
 
 
-def prepare(seat: Seat) -> Trainer:
-    """Load everything that this trainer needs."""
+def prepare(seat: Seat, ranks: Alone | None = None) -> Trainer:
+    """Load everything that this trainer needs; `ranks` are its processes, where it has several."""
+    ranks = ranks or Alone()
     run, config = seat.manifest.run, seat.config
     base = load_base_model(seat)
+    ranks.tell(run.model_dump_json())
     working(seat, "reading the rows")
     corpus = None
     if config.data:
@@ -340,7 +353,7 @@ def prepare(seat: Seat) -> Trainer:
         corpus = load_corpus(run.data, base.tokenizer, run.seed)
         rows = Rows(corpus.train, run.data.shards, run.seed, own=False)
     adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
-    learner = Learner(adapter, rows.source, run.training, run.rounds, config.micro_batch)
+    learner = Learner(adapter, rows.source, run, config.micro_batch, ranks)
     evaluator = own_evaluator(seat, adapter, corpus)
     return Trainer(seat, learner, adapter, rows, evaluator)
 

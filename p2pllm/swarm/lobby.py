@@ -46,7 +46,7 @@ class Lobby:
         self._network, self._rules = network, rules
         self._view, self._timeouts = view, timeouts
         self._anchor: Anchor | None = None
-        self._size = 0  # values of the adapter
+        self._size = 0  # values that this round averages
         self._way: _Way | None = None
 
     def stand_at(self, anchor: Anchor, size: int, leads: bool) -> None:

@@ -62,11 +62,13 @@ _MAX_PEERS = 1024  # records of one run that we look at
 
 @dataclass(frozen=True)
 class Contribution:
-    """A local epoch's outcome: delta = local adapter - anchor, (size,) float32."""
+    """A local epoch's outcome: delta = local adapter - anchor, (size,) float32, of those values of
+    the adapter that this round averages; the first of them is number `start`."""
 
     anchor: Anchor
     delta: Floats
     samples: float
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class Node:
         self._results: Results = Results(results=[])
         self._group: Group | None = None  # the last one that averaged with us
         self._committed: _Committed | None = None
-        self._rounding: Floats | None = None  # what int8 lost in earlier rounds
+        self._rounding: dict[int, Floats] = {}  # what int8 lost, by where a delta starts
         self._uplinks: deque[float] = deque(maxlen=_REMEMBERED)  # bytes/s in the last rounds
         self._view = SwarmView(network.me)
         self._viewed_at = -math.inf  # by the loop's clock
@@ -172,8 +174,8 @@ class Node:
         await receive(stream, 64, self._timeouts.silence)  # until the other side hangs up
 
     async def hold(self, anchor: Anchor, state: Floats, size: int) -> None:
-        """This is what we hold now, an adapter of `size` values and perhaps an optimizer's state
-        behind them: hand it to others, and say so."""
+        """This is what we hold now, an adapter and perhaps an optimizer's state behind it; this
+        round averages `size` values of it. Hand it to others, and say so."""
         self._shelf.hold(anchor, state)
         trains = self._progress.role == "trainer"
         self._lobby.stand_at(anchor, size, trains)
@@ -262,7 +264,7 @@ class Node:
         mine = Member(
             self._network.me,
             float(contribution.samples),
-            self._norm_of(contribution.delta),
+            self._norm_of(contribution),
             self._progress.dialable,
             self._progress.speed,
             statistics.median(self._uplinks) if self._uplinks else 0.0,
@@ -274,9 +276,8 @@ class Node:
             self._viewed_at = -math.inf
             return Missed(group.reason)
         formed = loop_time()
-        attempt = AllReduce(
-            group, self._streams, contribution.delta, self._rounding, self._timeouts
-        )
+        rounding = self._rounding.get(contribution.start)
+        attempt = AllReduce(group, self._streams, contribution.delta, rounding, self._timeouts)
         try:
             reduced = await self._desk.run(attempt)
         except AttemptFailed as failure:
@@ -286,7 +287,9 @@ class Node:
             return Missed(failure.reason, (failure.culprit,), tuple(group.left_out.items()))
         finally:
             self._in_background(self._desk.forget(attempt))
-        self._rounding, self._group = reduced.rounding, group
+        if reduced.rounding is not None:
+            self._rounding[contribution.start] = reduced.rounding
+        self._group = group
         if reduced.uplink:
             self._uplinks.append(reduced.uplink)
         return Averaged(
@@ -298,11 +301,11 @@ class Node:
             bytes_received=reduced.bytes_received,
         )
 
-    def _norm_of(self, delta: Floats) -> float:
+    def _norm_of(self, contribution: Contribution) -> float:
         """What may come from us at most: the delta, and what rounding left of earlier ones."""
-        norm = float(np.linalg.norm(delta))
-        if self._rounding is not None and self._rounding.size == delta.size:
-            norm += float(np.linalg.norm(self._rounding))
+        norm = float(np.linalg.norm(contribution.delta))
+        if (rounding := self._rounding.get(contribution.start)) is not None:
+            norm += float(np.linalg.norm(rounding))
         return norm
 
     async def catch_up(

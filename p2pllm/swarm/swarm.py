@@ -154,7 +154,7 @@ class Swarm:
         self._soon(lambda node: node.approach(anchor))
 
     def hold(self, anchor: Anchor, state: Floats, size: int) -> None:
-        """We hold this state now, whose first `size` values are the adapter: say so, and hand it
+        """We hold this state now, of which this round averages `size` values: say so, and hand it
         to who asks."""
         self._call(self._in_run.hold(anchor, state, size))
 

@@ -9,16 +9,19 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
 
-from p2pllm.config.run import TrainingConfig
+from p2pllm.config.run import RunConfig, TrainingConfig
 from p2pllm.data.tokens import Row
-from p2pllm.errors import LossNotFinite
+from p2pllm.errors import DeviceMemoryFull, LossNotFinite
 from p2pllm.events import StepDone
 from p2pllm.model.adapter import Adapter, Values
+from p2pllm.training.halves import trained_part
 from p2pllm.training.loss import counted, memory_for, summed_loss
+from p2pllm.training.ranks import Alone, Step
 from p2pllm.training.schedule import learning_rate
 from p2pllm.training.source import Source
 
@@ -73,16 +76,19 @@ class Learner:
         self,
         adapter: Adapter,
         source: Source,
-        training: TrainingConfig,
-        rounds: int,
-        micro_batch: int | None = None,
+        run: RunConfig,
+        micro_batch: int | Literal["auto"] | None = None,
+        ranks: Alone | None = None,
     ) -> None:
-        """`rounds` of the whole run; at most `micro_batch` rows in one forward pass."""
+        """At most `micro_batch` rows in one forward pass of one rank; as many as fit for `auto`."""
         self.adapter = adapter
         self.source = source
-        self._training = training
-        self._rounds = rounds
-        self._micro_batch = micro_batch or training.batch_size
+        self._ranks = ranks or Alone()
+        self._training = training = run.training
+        self._rounds = run.rounds
+        self._rule = run.averaging.lora
+        self._backs_off = micro_batch == "auto"
+        self._micro_batch = micro_batch if isinstance(micro_batch, int) else training.batch_size
         self._parameters = list(adapter.parameters.values())
         self._optimizer = _optimizer(training, self._parameters)
         self._scaler = torch.amp.GradScaler(
@@ -96,12 +102,17 @@ class Learner:
         """How many values the adapter has."""
         return self.adapter.size
 
+    def part(self, round: int) -> slice:
+        """Which of the values are trained in a round. The others keep the anchor's bits."""
+        return trained_part(self._rule, round, self.adapter.size_of_a, self.adapter.size)
+
     def values(self) -> Values:
         return self.adapter.values()
 
     def adopt(self, values: Values) -> None:
         """Go on from other values; the optimizer's moments stay."""
         self.adapter.adopt(values)
+        self._ranks.adopt(values)
 
     def train(
         self,
@@ -117,7 +128,6 @@ class Learner:
             LossNotFinite: no step of the whole local epoch could be used.
             DeviceMemoryFull: the micro-batch is too large for the device.
         """
-        self.adapter.model.train()
         tally = _Tally.going_on_from(begun)
         planned = self._planned_steps()
         for fraction in self._fractions(tally, planned):
@@ -125,7 +135,7 @@ class Learner:
                 return tally.work()
             rate = learning_rate(self._training, self._rounds, round + fraction)
             began = time.monotonic()
-            tokens, loss = self._step(rate, tally)
+            tokens, loss = self._step(round, rate, tally)
             if loss is not None:
                 speed = tokens / max(time.monotonic() - began, 1e-9)
                 done = tally.steps + tally.skipped
@@ -162,30 +172,60 @@ class Learner:
         while (elapsed := time.monotonic() - tally.began) < limit:
             yield elapsed / limit
 
-    def _step(self, rate: float, tally: _Tally) -> tuple[int, float | None]:
+    def _step(self, round: int, rate: float, tally: _Tally) -> tuple[int, float | None]:
         """One optimizer step: its counted tokens and mean loss; None when it was skipped."""
         rows = self.source.next_batch(self._training.batch_size)
-        tokens = counted(rows)
-        with memory_for(self._micro_batch):
-            total = self._backward(rows, tokens)
+        step = Step(round, rate, counted(rows))
+        loss = self.follow(step, self._ranks.share(step, rows))
+        if loss is None:
+            tally.skipped += 1
+        else:
+            tally.samples += len(rows)
+            tally.steps += 1
+            tally.tokens += step.tokens
+            tally.loss += loss * step.tokens
+        return step.tokens, loss
+
+    def follow(self, step: Step, rows: list[Row]) -> float | None:
+        """An optimizer step, `rows` being this rank's share of the batch. All ranks take it alike.
+
+        Returns the batch's mean loss; None when the step was skipped.
+        """
+        self.adapter.model.train()
+        self.adapter.train_only(self.part(step.round))
+        total = self._gradient(rows, step.tokens)
+        self._ranks.sum(self._parameters, total)
         self._scaler.unscale_(self._optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._training.max_grad_norm)
-        loss = float(total) / tokens if tokens else math.nan
+        loss = float(total) / step.tokens if step.tokens else math.nan
         usable = math.isfinite(loss) and bool(norm.isfinite())
         if usable:
             for group in self._optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = step.rate
             self._scaler.step(self._optimizer)
-            tally.samples += len(rows)
-            tally.steps += 1
-            tally.tokens += tokens
-            tally.loss += loss * tokens
         else:
             log.warning("step skipped: loss %s, gradient norm %s", loss, float(norm))
-            tally.skipped += 1
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)
-        return tokens, loss if usable else None
+        return loss if usable else None
+
+    def _gradient(self, rows: list[Row], tokens: int) -> torch.Tensor:
+        """`_backward` with as large micro-batches as the device has memory for.
+
+        Raises: DeviceMemoryFull.
+        """
+        while True:
+            try:
+                with memory_for(self._micro_batch):
+                    return self._backward(rows, tokens)
+            except DeviceMemoryFull:
+                if not self._backs_off or self._micro_batch == 1:
+                    raise
+            # Behind the handler: there the exception would still hold on to the activations.
+            self._optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self._micro_batch = math.ceil(self._micro_batch / 2)
+            log.warning("out of memory: going on with micro-batches of %d", self._micro_batch)
 
     def _backward(self, rows: list[Row], tokens: int) -> torch.Tensor:
         """Accumulate the gradient of the batch's mean token loss; return the summed loss.
@@ -195,6 +235,7 @@ class Learner:
         """
         ordered = sorted(rows, key=lambda row: len(row.input_ids))  # less padding in each part
         total = torch.zeros((), device=self.adapter.device)
+        self._scaler.scale(total)  # so that it is ready even where this rank has no rows
         for start in range(0, len(ordered), self._micro_batch):
             loss = summed_loss(self.adapter, ordered[start : start + self._micro_batch])
             if loss.requires_grad:

@@ -34,10 +34,13 @@ class OuterOptimizer:
         """The adapter's values in a state."""
         return state[: self._size]
 
-    def step(self, state: Values, delta: Values) -> Values:
-        """The state of the next round. Elementwise float32 only, hence the same on every peer."""
-        if not self._has_momentum:
-            return state + delta
-        momentum = self._momentum * state[self._size :] + delta
-        ahead = delta + self._momentum * momentum
-        return np.concatenate([self.values(state) + self._rate * ahead, momentum])
+    def step(self, state: Values, delta: Values, part: slice) -> Values:
+        """The state of the next round, in which only `part` of the values, and of their momentum,
+        has changed. Elementwise float32 only, hence the same on every peer."""
+        state = state.copy()
+        values, momentum = state[: self._size][part], state[self._size :][part]
+        if self._has_momentum:
+            momentum[:] = self._momentum * momentum + delta
+            delta = self._rate * (delta + self._momentum * momentum)
+        values += delta
+        return state
