@@ -61,6 +61,10 @@ bench-wire *ARGS: setup
 bench-step *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_step "$@"
 
+# Measures what part of its time a peer trains, with and without overlap: six minutes; needs root
+bench-utilisation *ARGS: setup
+    .venv/bin/python -m tests.benchmarks.bench_utilisation "$@"
+
 # Runs 300 rounds and prints what grows: memory, threads, open files, processes
 bench-leaks *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_leaks "$@"

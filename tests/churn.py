@@ -39,7 +39,7 @@ QUICK = Timeouts(
     heartbeat=0.1,
     look=0.05,
     announce=0.1,
-    record_life=1.0,
+    record_life=2.0,
     start=2.0,
 )
 

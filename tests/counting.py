@@ -47,6 +47,7 @@ class CountingLearner:
         self._values = values.copy()
 
     def train(self, round: int, on_step: Any, stop: Any, begun: Work | None = None) -> Work:
+        began = time.monotonic() - (begun.seconds if begun else 0.0)
         if begun is None:
             self._before_training(round)
         steps = begun.steps if begun else 0
@@ -65,8 +66,9 @@ class CountingLearner:
                     tokens_per_second=1.0,
                 )
             )
+        seconds = time.monotonic() - began
         return Work(
-            samples=4 * steps, steps=steps, tokens=8 * steps, loss=1.0, seconds=0.01, skipped=0
+            samples=4 * steps, steps=steps, tokens=8 * steps, loss=1.0, seconds=seconds, skipped=0
         )
 
 

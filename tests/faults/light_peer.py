@@ -175,5 +175,5 @@ def _train(
     orders: Orders, config: PeerConfig, before: Callable[[int], None], stop: threading.Event
 ) -> None:
     with seat_in_run(config, "trainer", Events(), stop) as seat:
-        learner = CountingLearner(orders.size, orders.step, before)
+        learner = CountingLearner(orders.size, orders.step, before, orders.steps, orders.pause)
         counting_trainer(seat, learner).run()

@@ -20,6 +20,8 @@ class Orders:
     size: int = 2_500_000  # values of the adapter: 10 MB
     step: float = 1e-3  # what it adds in a local epoch
     epoch: float = 0.5  # seconds; 0.4 once the file `hurry` is there
+    steps: int = 1  # in a local epoch, after that
+    pause: float = 0.0  # seconds for each of them
     rounds: int = 6
     by_line: bool = False  # parts follow the lines; a busy machine's noise would make them any size
     averaging: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,106 @@
+"""What part of its time a peer trains: four light peers on lines of their own, a 16 MB adapter and
+local epochs of a minute, with and without overlap at the same time, in labs of their own.
+
+`just bench-utilisation`. The rest of the time goes into forming the group and the all-reduce.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import report
+from tests.benchmarks.bench_round import RESULTS
+from tests.benchmarks.bench_wire import ROUND_TRIP
+from tests.faults.lab import Lab, usable
+from tests.faults.stage import NAMES, Actor, Stage, wait_until
+
+_VALUES = 4_000_000  # 16 MB
+_STEP = 0.1  # seconds of a local step, in which the light learner sleeps
+_BARS = {False: 0.97, True: 0.99}
+
+
+def measure(overlap: bool, rounds: int, epoch: float, mbit: float) -> list[float]:
+    """The utilisation of each peer, from its first to its last commit."""
+    hosts = ("door", *NAMES)
+    net = "10.77.0" if overlap else "10.79.0"
+    with Lab(" ".join(hosts), net) as lab, tempfile.TemporaryDirectory() as folder:
+        for host in hosts:
+            lab.slow(host, mbit)
+            lab.delay(host, ROUND_TRIP / 4 * 1000)
+        stage = Stage(
+            Path(folder),
+            lab,
+            size=_VALUES,
+            rounds=rounds + 2,
+            epoch=0.0,
+            steps=round(epoch / _STEP),
+            pause=_STEP,
+            by_line=True,
+            averaging={"overlap": overlap},
+        )
+        try:
+            trainers = stage.open()
+            for actor in trainers.values():
+                longest = 2 * (rounds + 2) * epoch + 60
+                wait_until(lambda a=actor: a.final or a.code, f"{actor.name} finishes", longest)  # type: ignore[misc]
+            return [_utilisation(actor) for actor in trainers.values()]
+        finally:
+            stage.close()
+
+
+def _utilisation(actor: Actor) -> float:
+    commits = actor.rows(event="round_committed")[:-1]  # nobody trains ahead of the last round
+    wall = commits[-1]["time"] - commits[0]["time"]
+    # With overlap a local epoch begins before the commit of the one before; what the first one did
+    # before that is about what the one after the last has done, which does not count.
+    return float(sum(row["seconds_training"] for row in commits[1:]) / wall)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench-utilisation", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epoch", type=float, default=60.0, help="seconds of a local epoch")
+    parser.add_argument("--mbit", type=float, default=100.0)
+    chosen = parser.parse_args()
+    if missing := usable("tc", "iptables"):
+        sys.exit(f"no lab here: {missing}")
+    about = report.about(shlex.join(["python", "-m", "tests.benchmarks.bench_utilisation"]))
+    found: dict[bool, list[float]] = {}
+
+    def run(overlap: bool) -> None:
+        found[overlap] = measure(overlap, chosen.rounds, chosen.epoch, chosen.mbit)
+
+    threads = [threading.Thread(target=run, args=(overlap,)) for overlap in _BARS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    text = _page(about, found, chosen)
+    print(text)
+    if len(sys.argv) == 1:
+        facts = {"about": about, "with_overlap": found[True], "without": found[False]}
+        report.save(RESULTS, "utilisation", text, facts)
+
+
+def _page(about: dict[str, Any], found: dict[bool, list[float]], chosen: Any) -> str:
+    rows = []
+    for overlap, bar in _BARS.items():
+        least, middle = min(found[overlap]), statistics.median(found[overlap])
+        verdict = "met" if middle >= bar else "**not met**"
+        name = "with overlap" if overlap else "without"
+        rows.append([name, f"{middle:.2%}", f"{least:.2%}", f"{bar:.0%}", verdict])
+    table = report.table(["averaging", "median", "least", "bar", ""], rows)
+    return (
+        f"# What part of its time a peer trains\n\n{report.setting(about)}\n\nFour peers, a 16 MB "
+        f"adapter as fp16, local epochs of {chosen.epoch:.0f} s, {chosen.rounds} rounds, lines of "
+        f"{chosen.mbit:.0f} Mbit/s and {ROUND_TRIP * 1000:.0f} ms round trip.\n\n{table}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
