@@ -260,8 +260,9 @@ class AllReduce:
         try:
             await self._give_average(stream)
         except AttemptFailed:
-            with contextlib.suppress(NetworkError):
-                await send(stream, self._reason(), self._timeouts.silence)
+            taking.cancel()
+            await asyncio.wait((taking,))  # a stream has one reader at a time
+            await self._farewell(stream)
         finally:
             taking.cancel()
             self._count(stream)

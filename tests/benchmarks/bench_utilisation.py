@@ -9,7 +9,8 @@ import shlex
 import statistics
 import sys
 import tempfile
-import threading
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,10 @@ def main() -> None:
     if missing := usable("tc", "iptables"):
         sys.exit(f"no lab here: {missing}")
     about = report.about(shlex.join(["python", "-m", "tests.benchmarks.bench_utilisation"]))
-    found: dict[bool, list[float]] = {}
-
-    def run(overlap: bool) -> None:
-        found[overlap] = measure(overlap, chosen.rounds, chosen.epoch, chosen.mbit)
-
-    threads = [threading.Thread(target=run, args=(overlap,)) for overlap in _BARS]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    how = (chosen.rounds, chosen.epoch, chosen.mbit)
+    with ProcessPoolExecutor(len(_BARS), get_context("spawn")) as pool:
+        measured = {overlap: pool.submit(measure, overlap, *how) for overlap in _BARS}
+        found = {overlap: future.result() for overlap, future in measured.items()}
     text = _page(about, found, chosen)
     print(text)
     if len(sys.argv) == 1:

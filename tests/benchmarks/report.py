@@ -89,6 +89,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def setting(facts: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items())
+    facts.setdefault("load_after", list(os.getloadavg()))
     loads = [f"{facts[when][0]:.1f}" for when in ("load_before", "load_after")]
     return (
         f"`{facts['command']}`, {facts['date']}, {facts['cores']} cores of {facts['cpu']}, "
