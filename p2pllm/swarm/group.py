@@ -50,7 +50,7 @@ class Group:
     clip: float
     waited: float  # seconds from the first ready member to the closing of the group
     deadline: float  # seconds after which it would have closed in any case
-    elapsed: float  # seconds since the leader took the anchor: nobody has worked on it longer
+    elapsed: float  # seconds, by the leader's clock, for which anybody can have worked on it
     left_out: dict[PeerId, str]  # who was expected and is not in, and why
 
     @property

@@ -115,7 +115,7 @@ class Leader:
         self._view, self._timeouts = view, timeouts
         self._suspicion = suspicion
         self._anchor: Anchor | None = None
-        self._held_since = 0.0
+        self._held_since = self._work_since = 0.0
         self._moved = asyncio.Event()  # we hold another adapter than a moment ago
         self._leads = False  # we are a trainer that takes part
         self._size = 0  # values of the adapter
@@ -128,7 +128,9 @@ class Leader:
         """This peer holds that adapter, of so many values, and trains on it or not."""
         if anchor != self._anchor:
             self._disband(NoGroup("the round is over", ahead=True))
-            self._held_since = loop_time()
+            # With overlap, work on an anchor begins while the average that makes it is under way.
+            began = self._held_since if self._rules.overlap else loop_time()
+            self._work_since, self._held_since = began, loop_time()
         self._anchor, self._size, self._leads = anchor, size, leads
         self._moved.set()
 
@@ -299,7 +301,7 @@ class Leader:
             clip=self._rules.clip,
             waited=here.waited,
             deadline=deadline,
-            elapsed=loop_time() - self._held_since,
+            elapsed=loop_time() - self._work_since,
             left_out=left_out | self._suspicion.blamed,
         )
 
