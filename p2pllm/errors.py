@@ -413,6 +413,23 @@ class NoRowsLeft(P2PLLMError):
     """
 
 
+class ShardUnusable(P2PLLMError):
+    """No row of several shards can be used: their answers are empty or too long.
+
+    Give a larger data.max_length, keep the beginnings of long rows (data.long_rows: truncate), or
+    cut the rows into fewer shards than {shards} (data.shards).
+    """
+
+
+class MoreTrainersThanShards(P2PLLMError):
+    """All {shards} parts of the run's rows are taken by other trainers, so there is none for you.
+
+    You stay as a spare, follow the run, and take over when a part becomes free. To train now, bring
+    rows of your own: p2pllm join --data FILE ...
+    A run has room for more trainers with a larger data.shards in its YAML file.
+    """
+
+
 class ChatTemplateMissing(P2PLLMError):
     """data.template is chat, but the tokenizer {tokenizer} has no chat template.
 

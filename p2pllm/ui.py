@@ -129,7 +129,7 @@ def status_table(run_id: str, view: SwarmView, rounds: int) -> Table:
             "" if p.role == "bootstrap" else str(p.round),
             f"{p.samples:,}" if p.role == "trainer" else "",
             f"{p.speed:.1f}" if p.speed else "",
-            "" if p.shard is None else str(p.shard),
+            ", ".join(map(str, p.shards)),
             safe(p.digest[:8]),
         )
     if not view.peers:
