@@ -227,7 +227,8 @@ _TELLERS = {
     "opened": lambda row: f"the door of run [bold]{safe(row['run'])}[/] is open",
     "working": lambda row: safe(row["doing"]),
     "shard_claimed": lambda row: (
-        f"training on part {row['shard'] + 1} of {row['shards']}: {row['rows']} rows"
+        f"training on part {row['shard'] + 1} of {row['shards']}"
+        + (f": {row['rows']} rows" if row["rows"] else "")
     ),
     "round_committed": _committed,
     "round_missed": _missed,

@@ -7,7 +7,7 @@ are gone, new ones go on from it.
 import time
 
 from p2pllm.coverage import Coverage
-from p2pllm.data.corpus import load_corpus
+from p2pllm.data.corpus import load_held_out
 from p2pllm.digest import digest_of
 from p2pllm.errors import NotDesignated, P2PLLMError
 from p2pllm.events import CaughtUp, CheckpointSaved, Evaluated, Finished, Trouble
@@ -189,5 +189,5 @@ def prepare(seat: Seat) -> Aggregator:
     if not seat.config.evaluate:
         return Aggregator(seat, adapter, None)
     working(seat, "reading the held-out rows")
-    held_out = load_corpus(run.data, base.tokenizer, run.seed).held_out[: run.evaluation.max_rows]
+    held_out = load_held_out(run.data, base.tokenizer, run.seed)[: run.evaluation.max_rows]
     return Aggregator(seat, adapter, Evaluator(adapter, held_out, run.evaluation.batch_size))

@@ -9,8 +9,9 @@ from typing import Protocol
 from transformers import PreTrainedTokenizerBase
 
 from p2pllm.coverage import Coverage, Span, covered, is_open
-from p2pllm.data.corpus import Corpus, load_corpus, load_private
+from p2pllm.data.corpus import load_corpus, load_private
 from p2pllm.data.rows import LeasedRows, Parts, ShardedRows
+from p2pllm.data.streaming import StreamedRows
 from p2pllm.data.tokens import Row
 from p2pllm.errors import MoreTrainersThanShards
 from p2pllm.events import ShardClaimed, Trouble
@@ -56,16 +57,20 @@ class Rows(Protocol):
         """Forget what has been trained on since the last commit."""
 
 
-def open_rows(seat: Seat, tokenizer: PreTrainedTokenizerBase) -> tuple[Corpus | None, Rows]:
-    """The peer's own files where it has some, else the run's data set, which comes along.
+def open_rows(seat: Seat, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row] | None, Rows]:
+    """The held-out rows where they come along, and the rows to train on: the peer's own files where
+    it has some, else the run's data set.
 
     Raises: any letter of the data section in `p2pllm.errors`.
     """
-    run = seat.manifest.run
-    if seat.config.data:
-        return None, OwnRows(load_private(seat.config.data, run.data, tokenizer), run.seed)
+    run, files = seat.manifest.run, seat.config.data
+    if files:
+        return None, OwnRows(load_private(files, run.data, tokenizer), run.seed)
+    if run.data.streaming:
+        return None, SharedRows(seat, StreamedRows(run.data, tokenizer, run.seed))
     corpus = load_corpus(run.data, tokenizer, run.seed)
-    return corpus, SharedRows(seat, ShardedRows(corpus.train, run.data.shards, run.seed))
+    parts = ShardedRows(corpus.train, run.data.shards, run.seed)
+    return corpus.held_out, SharedRows(seat, parts)
 
 
 class OwnRows:

@@ -342,10 +342,10 @@ def prepare(seat: Seat, ranks: Alone | None = None) -> Trainer:
     base = load_base_model(seat)
     ranks.tell(run.model_dump_json())
     working(seat, "reading the rows")
-    corpus, rows = open_rows(seat, base.tokenizer)
+    held_out, rows = open_rows(seat, base.tokenizer)
     adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
     learner = Learner(adapter, rows.source, run, config.micro_batch, ranks)
-    evaluator = own_evaluator(seat, adapter, corpus)
+    evaluator = own_evaluator(seat, adapter, held_out)
     return Trainer(seat, learner, adapter, rows, evaluator)
 
 
