@@ -413,6 +413,34 @@ class NoRowsLeft(P2PLLMError):
     """
 
 
+class LabelColumnMissing(P2PLLMError):
+    """The data set {where} has no column {column}. It has: {present}
+
+    Name one of these with --by (or --held-out-by), or leave it out.
+    """
+
+
+class LabelColumnUniform(P2PLLMError):
+    """Every row of {where} has the same {column}: {value!r}. It cannot make the parts differ.
+
+    Name another column with --by, or make parts of unequal sizes with --sizes-alpha 0.5
+    """
+
+
+class SplitTooFine(P2PLLMError):
+    """The data set {where} leaves {rows} rows, too few for {peers} peers.
+
+    Give a smaller --peers or a smaller --held-out.
+    """
+
+
+class SplitExists(P2PLLMError):
+    """The folder {folder} is not empty, so no split was written there.
+
+    Name another one with -o, or remove it: rm -r {folder}
+    """
+
+
 class ShardUnusable(P2PLLMError):
     """No row of several shards can be used: their answers are empty or too long.
 
