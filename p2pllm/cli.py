@@ -215,7 +215,8 @@ def join(
     run: RunId = None,
     name: Name = None,
     data: Annotated[
-        list[Path], typer.Option(help="Train on your own JSON/JSONL file, not on a shard.")
+        list[Path],
+        typer.Option(help="Train on your own JSON/JSONL file, not on a part of the run's rows."),
     ] = [],
     device: Device = None,
     threads: Threads = None,

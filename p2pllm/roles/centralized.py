@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from p2pllm.config.load import show
+from p2pllm.config.paths import folder_for
 from p2pllm.config.peer import PeerConfig
 from p2pllm.config.run import LocalEpoch, RunConfig
 from p2pllm.data.corpus import load_corpus, load_held_out
@@ -165,7 +166,8 @@ def train(
     """
     ranks = ranks or Alone()
     name = config.name or NAME
-    folder = config.output / run.name / name
+    names = {"run_id": run.name, "run": run.name, "peer": name, "shards": run.data.shards}
+    folder = folder_for(config.output, {**names, "shard": config.shard})
     checkpoints = Checkpoints(folder, run.checkpoint.keep)
     checkpoints.check_owner(run.fingerprint)
     _describe(run, folder)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from p2pllm.config.paths import filled
 from p2pllm.coverage import Coverage, Span, covered, is_open
 from p2pllm.data.corpus import load_corpus, load_private
 from p2pllm.data.rows import LeasedRows, Parts, ShardedRows
@@ -15,7 +16,7 @@ from p2pllm.data.streaming import StreamedRows
 from p2pllm.data.tokens import Row
 from p2pllm.errors import MoreTrainersThanShards
 from p2pllm.events import ShardClaimed, Trouble
-from p2pllm.roles.entry import Seat
+from p2pllm.roles.entry import Seat, path_values
 from p2pllm.swarm.group import Group
 from p2pllm.swarm.rounds import Anchor, SwarmView, coverage_of, free_shard, lost_shards
 from p2pllm.training.source import ShardSource, Source
@@ -63,8 +64,8 @@ def open_rows(seat: Seat, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row]
 
     Raises: any letter of the data section in `p2pllm.errors`.
     """
-    run, files = seat.manifest.run, seat.config.data
-    if files:
+    run, values = seat.manifest.run, path_values(seat.manifest, seat.config)
+    if files := [filled(path, values) for path in seat.config.data]:
         return None, OwnRows(load_private(files, run.data, tokenizer), run.seed)
     if run.data.streaming:
         return None, SharedRows(seat, StreamedRows(run.data, tokenizer, run.seed))
