@@ -150,6 +150,7 @@ def test_the_rows_of_one_that_died_go_on_where_the_last_commit_left_them(tmp_pat
 
 def test_carried_work_counts_once(tmp_path, commits):
     churn = RowsChurn(tmp_path, rounds=4, batch=2, min_peers=2).slow("cat", 1, seconds=2.0)
+    churn.slow("ann", 0, seconds=0.5)  # so that all are there from the beginning
     for round in (2, 3):
         churn.slow("ann", round, 1.0)
     peers = churn.play("ann", "bob", "cat")
@@ -267,6 +268,27 @@ def test_open_work_does_not_come_again():
     rows.settle((0,) * SHARDS, rows.take())
     assert first[0] not in rows.next_batch(5)
     assert rows.reached[0] == 8
+
+
+def test_work_done_ahead_on_rows_that_another_committed_is_forgotten():
+    rows = leased([0, 1, 1])
+    rows.next_batch(4)
+    offered = rows.take()
+    first = rows.next_batch(6)  # ahead: the rest of shard 0, and two rows of shard 1
+    ours, theirs = covered((0,) * SHARDS, offered), Span(1, 0, 5)
+    assert not rows.settle(covered(ours, [theirs]))
+    assert rows.take() == ()
+    assert rows.next_batch(1)[0] not in first
+    assert rows.take() == (Span(1, 5, 6),)
+
+
+def test_work_done_ahead_stays_when_the_rest_is_committed():
+    rows = leased([0, 1])
+    rows.next_batch(4)
+    offered = rows.take()
+    rows.next_batch(6)
+    assert rows.settle(covered((0,) * SHARDS, offered))
+    assert rows.take() == (Span(0, 4, 8), Span(1, 0, 2))
 
 
 def test_each_pass_over_a_shard_has_an_order_that_everybody_knows():
