@@ -18,6 +18,7 @@ import typer
 
 from p2pllm import __version__
 from p2pllm.cli_config import Settings, config_app
+from p2pllm.cli_data import data_app
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(config_app, name="config", rich_help_panel="Configuration")
+app.add_typer(data_app, name="data", rich_help_panel="Configuration")
 
 TRY, TAKE_PART, LOOK = "Try it", "Take part", "Look"
 
@@ -213,7 +215,8 @@ def join(
     run: RunId = None,
     name: Name = None,
     data: Annotated[
-        list[Path], typer.Option(help="Train on your own JSON/JSONL file, not on a shard.")
+        list[Path],
+        typer.Option(help="Train on your own JSON/JSONL file, not on a part of the run's rows."),
     ] = [],
     device: Device = None,
     threads: Threads = None,

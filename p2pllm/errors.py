@@ -413,6 +413,51 @@ class NoRowsLeft(P2PLLMError):
     """
 
 
+class LabelColumnMissing(P2PLLMError):
+    """The data set {where} has no column {column}. It has: {present}
+
+    Name one of these with --by (or --held-out-by), or leave it out.
+    """
+
+
+class LabelColumnUniform(P2PLLMError):
+    """Every row of {where} has the same {column}: {value!r}. It cannot make the parts differ.
+
+    Name another column with --by, or make parts of unequal sizes with --sizes-alpha 0.5
+    """
+
+
+class SplitTooFine(P2PLLMError):
+    """The data set {where} leaves {rows} rows, too few for {peers} peers.
+
+    Give a smaller --peers or a smaller --held-out.
+    """
+
+
+class SplitExists(P2PLLMError):
+    """The folder {folder} is not empty, so no split was written there.
+
+    Name another one with -o, or remove it: rm -r {folder}
+    """
+
+
+class ShardUnusable(P2PLLMError):
+    """No row of several shards can be used: their answers are empty or too long.
+
+    Give a larger data.max_length, keep the beginnings of long rows (data.long_rows: truncate), or
+    cut the rows into fewer shards than {shards} (data.shards).
+    """
+
+
+class MoreTrainersThanShards(P2PLLMError):
+    """All {shards} parts of the run's rows are taken by other trainers, so there is none for you.
+
+    You stay as a spare, follow the run, and take over when a part becomes free. To train now, bring
+    rows of your own: p2pllm join --data FILE ...
+    A run has room for more trainers with a larger data.shards in its YAML file.
+    """
+
+
 class ChatTemplateMissing(P2PLLMError):
     """data.template is chat, but the tokenizer {tokenizer} has no chat template.
 

@@ -129,7 +129,7 @@ def status_table(run_id: str, view: SwarmView, rounds: int) -> Table:
             "" if p.role == "bootstrap" else str(p.round),
             f"{p.samples:,}" if p.role == "trainer" else "",
             f"{p.speed:.1f}" if p.speed else "",
-            "" if p.shard is None else str(p.shard),
+            ", ".join(map(str, p.shards)),
             safe(p.digest[:8]),
         )
     if not view.peers:
@@ -227,7 +227,8 @@ _TELLERS = {
     "opened": lambda row: f"the door of run [bold]{safe(row['run'])}[/] is open",
     "working": lambda row: safe(row["doing"]),
     "shard_claimed": lambda row: (
-        f"training on part {row['shard'] + 1} of {row['shards']}: {row['rows']} rows"
+        f"training on part {row['shard'] + 1} of {row['shards']}"
+        + (f": {row['rows']} rows" if row["rows"] else "")
     ),
     "round_committed": _committed,
     "round_missed": _missed,

@@ -6,7 +6,7 @@ network, with a learner that only counts.
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -86,8 +86,7 @@ class Peer:
     def take(self, seat: Seat) -> Any:
         """What lives in this seat: anything that runs."""
         step = 1e-3 * (len(self._churn.peers) + 1)
-        steps, pause = self._churn.local_epoch
-        self.learner = CountingLearner(SIZE, step, self.script.before_training, steps, pause)
+        self.learner = self._churn.learner(step, self.script.before_training)
         return counting_trainer(seat, self.learner, self._churn.evaluator)
 
     def _run(self) -> None:
@@ -132,6 +131,7 @@ class Churn:
 
     evaluator: Any = None  # of every trainer
     settings: Mapping[str, Any] = MappingProxyType({})  # of every peer's own configuration
+    shards = 16
 
     def __init__(
         self, folder: Path, rounds: int = 3, plan: Mapping[str, Any] | None = None, **averaging: Any
@@ -142,7 +142,7 @@ class Churn:
             name="churn",
             rounds=rounds,
             model=ModelConfig(name="none"),
-            data=DataConfig(source="none"),
+            data=DataConfig(source="none", shards=self.shards),
             averaging=AveragingConfig(**{"deadline": deadline, **averaging}),
             **(plan or {}),
         )
@@ -152,6 +152,10 @@ class Churn:
         self.peers: dict[str, Peer] = {}
         self.local_epoch = (1, 0.0)  # steps, seconds for each
         self._folder = folder
+
+    def learner(self, step: float, before_training: Callable[[int], None]) -> CountingLearner:
+        """What a peer trains with; another kind of churn has another."""
+        return CountingLearner(SIZE, step, before_training, *self.local_epoch)
 
     def crash(self, name: str, at_round: int) -> "Churn":
         self.scripts.setdefault(name, Script()).crash_at = at_round
@@ -165,6 +169,12 @@ class Churn:
         for name in names:
             self.peers[name] = kind(name, self, self._folder)
         return self
+
+    def wait_for(self, name: str, condition: Callable[[Peer], object]) -> None:
+        until = time.monotonic() + 20
+        while not condition(self.peers[name]):
+            assert time.monotonic() < until, self.peers[name].events[-5:]
+            time.sleep(0.02)
 
     def play(self, *names: str, patience: float = 30) -> dict[str, Peer]:
         """Start these peers, and wait for the end of everybody's run, so many seconds for each."""

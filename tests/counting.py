@@ -9,13 +9,17 @@ from typing import Any, cast
 import numpy as np
 
 from p2pllm.config.run import LoraAveraging
+from p2pllm.data.rows import ShardedRows
+from p2pllm.data.tokens import Row
 from p2pllm.events import StepDone
 from p2pllm.roles.aggregator import Aggregator
 from p2pllm.roles.entry import Seat
-from p2pllm.roles.trainer import Rows, Trainer
+from p2pllm.roles.leases import SharedRows
+from p2pllm.roles.trainer import Trainer
 from p2pllm.training.evaluation import EvaluationResult
 from p2pllm.training.halves import trained_part
 from p2pllm.training.learner import Work
+from p2pllm.training.source import Source
 
 
 class CountingLearner:
@@ -31,11 +35,13 @@ class CountingLearner:
     ) -> None:
         """before_training: called with the round when its first step is due; it may wait, or end
         the peer. pause: seconds for each step."""
-        self.size, self.done = size, list[int]()  # rounds, one entry for each step
+        self.size, self.rows = size, 32
+        self.done = list[int]()  # rounds, one entry for each step
         self.rule: LoraAveraging = "both"
         self._values = np.zeros(size, np.float32)
         self._step, self._before_training = np.float32(step / steps), before_training
         self._steps, self._pause = steps, pause
+        self.source: Source
 
     def part(self, round: int) -> slice:
         return trained_part(self.rule, round, self.size // 3, self.size)
@@ -72,6 +78,25 @@ class CountingLearner:
         )
 
 
+class WitnessLearner(CountingLearner):
+    """Its adapter has one value for each row of the run, and training on a row adds 1 to it: so the
+    averages tell which rows have become part of them."""
+
+    def __init__(self, rows: int, batch: int, before_training: Callable[[int], None]) -> None:
+        super().__init__(rows, 1.0, before_training)
+        self.rows, self._batch = rows, batch
+
+    def train(self, round: int, on_step: Any, stop: Any, begun: Work | None = None) -> Work:
+        if begun is None:
+            self._before_training(round)
+        samples = begun.samples if begun else 0
+        while samples < self._batch and not stop():
+            [row] = self.source.next_batch(1)
+            self._values[row.input_ids[0]] += 1
+            samples += 1
+        return Work(samples=samples, steps=1, tokens=8, loss=1.0, seconds=0.01, skipped=0)
+
+
 def counting_adapter(size: int) -> Any:
     """What roles use of an adapter, without a model."""
     return SimpleNamespace(
@@ -85,7 +110,10 @@ def counting_adapter(size: int) -> Any:
 def counting_trainer(seat: Seat, learner: CountingLearner, evaluator: Any = None) -> Trainer:
     """The real trainer role around it."""
     learner.rule = seat.manifest.run.averaging.lora
-    rows = Rows([cast(Any, None)] * 32, 16, seed=1, own=False)
+    shards = seat.manifest.run.data.shards
+    numbered = [Row((number,), (number,)) for number in range(learner.rows)]
+    rows = SharedRows(seat, ShardedRows(numbered, shards, seed=1))
+    learner.source = rows.source
     return Trainer(seat, cast(Any, learner), counting_adapter(learner.size), rows, evaluator)
 
 

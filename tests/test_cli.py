@@ -15,7 +15,10 @@ from p2pllm.cli import app
 ROOT = Path(__file__).parent.parent
 RUNNER = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
 CONFIG_CHECK = (sys.executable, "-m", "p2pllm", "config", "check", "configs/demo.yaml")
-COMMANDS = ("demo", "train", "bootstrap", "join", "aggregate", "status", "rounds", "explain")
+COMMANDS = (
+    *("demo", "train", "bootstrap", "join", "aggregate", "status", "rounds", "explain"),
+    "data split",
+)
 PAGES = ("README.md", *(f"peers/{role}/README.md" for role in ("bootstrap", "trainer", "laptop")))
 
 
@@ -27,7 +30,7 @@ def help_of(*words):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_an_example(command):
-    assert f"Example: p2pllm {command}" in help_of(command)
+    assert f"Example: p2pllm {command}" in help_of(*command.split())
 
 
 def test_help_tells_the_environment_variables():
@@ -61,7 +64,7 @@ def shown_commands():
 
 @pytest.mark.parametrize("words", list(shown_commands()))
 def test_the_commands_of_the_readmes_exist_with_their_options(words):
-    command = words[:2] if words[0] == "config" else words[:1]
+    command = words[:2] if words[0] in ("config", "data") else words[:1]
     known = help_of(*command)
     for word in words:
         if word.startswith("--"):

@@ -300,7 +300,8 @@ name: full
 description: One.
 model: {name: m, revision: r, weights_sha256: %s}
 lora: {target: [a]}
-data: {source: [a.jsonl], config_name: c, revision: r, columns: {q: instruction}, eval_by: category}
+data:
+  {source: [a.jsonl], config_name: c, revision: r, columns: {q: instruction}, eval_source: [b]}
 averaging: {clip: 5}
 evaluation: {max_rows: 5}
 """ % ("0" * 64)
@@ -322,6 +323,8 @@ OTHER = {
     "data.train_on": "all",
     "data.long_rows": "drop",
     "data.eval_size": "0.5",
+    "data.replace": "{ChatDoctor: AI Assistant}",
+    "data.streaming": "true",
     "training.optimizer": "adamw_8bit",
     "training.schedule": "cosine",
     "averaging.compression": "none",
@@ -330,6 +333,7 @@ OTHER = {
     "checkpoint.at": "[13]",
     **dict.fromkeys(("model.name", "model.revision", "data.source", "data.config_name"), "zz"),
     **dict.fromkeys(("data.revision", "data.split", "data.eval_by"), "zz"),
+    **dict.fromkeys(("data.eval_source", "data.eval_split"), "zz"),
 }
 AGREED = [
     key

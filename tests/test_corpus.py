@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from p2pllm import errors
 from p2pllm.config.run import DataConfig
-from p2pllm.data.corpus import hold_out, load_corpus, load_private
+from p2pllm.data.corpus import load_corpus, load_held_out, load_private
 from p2pllm.data.make_stdlib_qa import answer_of
+from p2pllm.data.sharding import hold_out
 from p2pllm.data.sources import read_source
 from p2pllm.data.tokens import IGNORED, Row, collate, prompt_ids, tokenize
 from tests.byte_tokenizer import byte_tokenizer
@@ -322,6 +323,40 @@ def test_groups_are_named_by_a_column_of_the_data_set_or_of_ours(tmp_path):
     ours = load_corpus(data(file, eval_by="category", columns=columns), TOKENIZER, seed=0)
     assert theirs == ours
     assert len(theirs.train) == 6
+
+
+def test_a_data_set_of_its_own_to_evaluate_on(tmp_path, ten):
+    exam = write(tmp_path / "exam.jsonl", [*pairs(2), {"instruction": "new", "response": "n"}])
+    config = data(ten, eval_source=exam, columns={"instruction": "instruction"})
+    corpus = load_corpus(config, TOKENIZER, seed=0)
+    assert [text_of(row) for row in corpus.held_out] == ["q0>a0<eos>", "q1>a1<eos>", "new>n<eos>"]
+    assert len(corpus.train) == 8, "two of the ten are in the exam"
+    assert load_held_out(config, TOKENIZER, seed=0) == corpus.held_out
+
+
+def test_the_training_rows_are_not_read_to_evaluate_on_others(tmp_path):
+    exam = write(tmp_path / "exam.jsonl", pairs(2))
+    config = data("nowhere.jsonl", eval_source=exam)
+    assert len(load_held_out(config, TOKENIZER, seed=0)) == 2
+
+
+def test_another_split_to_evaluate_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write(folder / "train.jsonl", pairs(9))
+    write(folder / "test.jsonl", [{"instruction": "new", "response": "n"}])
+    corpus = load_corpus(data(str(folder), eval_split="test"), TOKENIZER, seed=0)
+    assert [text_of(row) for row in corpus.held_out] == ["new>n<eos>"]
+    assert len(corpus.train) == 9
+
+
+def test_words_are_replaced_in_prompts_and_answers(tmp_path):
+    rows = [{"instruction": "Who is ChatDoctor?", "response": "I am ChatDoctor (ChatDoc)."}]
+    words = {"ChatDoc": "it", "ChatDoctor": "AI Assistant", "(": "["}
+    file = Path(write(tmp_path / "x.jsonl", rows))
+    (row,) = load_private([file], data(replace=words), TOKENIZER)
+    assert text_of(row) == "Who is AI Assistant?>I am AI Assistant [it).<eos>"
 
 
 # ---- letters

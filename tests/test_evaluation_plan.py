@@ -14,7 +14,6 @@ from p2pllm.config.run import (
     ModelConfig,
     RunConfig,
 )
-from p2pllm.data.corpus import Corpus
 from p2pllm.errors import DeviceMemoryFull
 from p2pllm.events import CheckpointSaved, Evaluated, RoundCommitted, TrainerEvaluated, Trouble
 from p2pllm.roles import aggregator, own_evaluation, trainer
@@ -122,7 +121,7 @@ def test_with_overlap_the_adapter_is_measured_without_the_work_done_ahead(tmp_pa
 def test_a_trainer_with_private_rows_evaluates_on_the_runs_if_it_wants_to(
     monkeypatch, tiny_adapter, rows, config, rows_at_once
 ):
-    monkeypatch.setattr(own_evaluation, "load_corpus", lambda *_: Corpus(train=[], held_out=rows))
+    monkeypatch.setattr(own_evaluation, "load_held_out", lambda *_: rows)
     evaluated: list[Any] = []
     monkeypatch.setattr(own_evaluation, "Evaluator", lambda *given: evaluated.append(given))
     run = RunConfig(
@@ -132,6 +131,6 @@ def test_a_trainer_with_private_rows_evaluates_on_the_runs_if_it_wants_to(
         evaluation=EvaluationConfig(on_trainers="after", max_rows=4),
     )
     seat = SimpleNamespace(manifest=SimpleNamespace(run=run), config=PeerConfig(**config))
-    own_evaluation.own_evaluator(cast(Any, seat), tiny_adapter, corpus=None)
+    own_evaluation.own_evaluator(cast(Any, seat), tiny_adapter, held_out=None)
     found = [(held_out, at_once) for _, held_out, at_once in evaluated]
     assert found == ([] if rows_at_once is None else [(rows[:4], rows_at_once)])

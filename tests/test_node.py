@@ -2,12 +2,14 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
 import pytest
 
 from p2pllm.config.run import AveragingConfig, DataConfig, Deadline, ModelConfig, RunConfig
+from p2pllm.coverage import Span
 from p2pllm.digest import digest_of
 from p2pllm.swarm.allreduce import REDUCE
 from p2pllm.swarm.identity import Identity
@@ -30,6 +32,9 @@ QUICK = Timeouts(
     start=1.0,
 )
 RULES = AveragingConfig(deadline=Deadline(floor=0.3, ceiling=1.0))
+
+
+NOTHING: Mapping[str, tuple[Span, ...]] = {}
 
 
 class Peers:
@@ -82,13 +87,20 @@ class Peers:
     def id(self, name: str) -> str:
         return self.identities[name].peer_id
 
-    async def average(self, name: str, samples: float = 10.0) -> Averaged | Missed:
+    async def average(
+        self, name: str, samples: float = 10.0, spans: tuple[Span, ...] = ()
+    ) -> Averaged | Missed:
         node = self.nodes[name]
         node.announce(state="ready")
-        return await node.average(Contribution(self.anchor, self.deltas[name], samples))
+        mine = Contribution(self.anchor, self.deltas[name], samples, spans=spans)
+        return await node.average(mine)
 
-    async def average_all(self, *names: str) -> list[Averaged | Missed]:
-        return await asyncio.gather(*(self.average(name) for name in names or self.nodes))
+    async def average_all(
+        self, *names: str, spans: Mapping[str, tuple[Span, ...]] = NOTHING
+    ) -> list[Averaged | Missed]:
+        return await asyncio.gather(
+            *(self.average(name, spans=spans.get(name, ())) for name in names or self.nodes)
+        )
 
     def kill(self, name: str) -> None:
         self.world.kill(self.id(name))
@@ -99,6 +111,24 @@ class Peers:
 def deltas_of(results: list[Averaged | Missed]) -> list[np.ndarray]:
     assert all(isinstance(r, Averaged) for r in results), results
     return [r.delta for r in results if isinstance(r, Averaged)]
+
+
+async def test_a_group_never_holds_two_that_trained_on_the_same_rows():
+    peers = await Peers("ann", "bob", "cat").start()
+    spans = {
+        "ann": (Span(0, 0, 8),),
+        "bob": (Span(1, 0, 8), Span(0, 0, 4)),
+        "cat": (Span(2, 0, 8),),
+    }
+    results = dict(zip(peers.nodes, await peers.average_all(spans=spans), strict=True))
+    [missed] = [r for r in results.values() if isinstance(r, Missed)]
+    assert "rows that another member" in missed.reason
+    assert isinstance(results["cat"], Averaged)
+    group = results["cat"].group
+    assert len(group.members) == 2
+    assert {m.spans for m in group.members} < set(spans.values())
+    [name] = [name for name, result in results.items() if result is missed]
+    assert "rows" in group.left_out[peers.id(name)]
 
 
 async def test_everybody_ends_with_the_same_bits():

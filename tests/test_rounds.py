@@ -18,12 +18,13 @@ from p2pllm.swarm.rounds import (
     SwarmView,
     Train,
     agreed_anchor,
+    coverage_of,
     donors_of,
     expected_in,
     free_shard,
-    keeps_shard,
     leader_of,
     learned_deadline,
+    lost_shards,
     next_action,
 )
 
@@ -195,19 +196,40 @@ def test_the_deadline_learns_from_past_rounds():
 
 
 @given(st.integers(1, 8), st.data())
-def test_a_free_shard_is_taken_as_long_as_there_is_one(shards, data):
+def test_the_shard_to_lease_is_the_least_trained_of_those_that_are_free(shards, data):
     taken = data.draw(st.sets(st.integers(0, shards - 1)))
-    others = view(*(peer(f"p{s}", 1, shard=s) for s in taken))
-    shard = free_shard(others, shards)
-    assert 0 <= shard < shards
-    assert shard not in taken or len(taken) == shards
+    reached = data.draw(st.lists(st.integers(0, 3), min_size=shards, max_size=shards))
+    others = view(*(peer(f"p{s}", 1, shards=(s,)) for s in taken))
+    shard = free_shard(others, reached)
+    if len(taken) == shards:
+        assert shard is None
+    else:
+        assert shard not in taken
+        assert reached[shard] == min(n for s, n in enumerate(reached) if s not in taken)
+
+
+def test_peers_that_come_together_mostly_lease_different_shards():
+    leased = [free_shard(SwarmView(f"peer {i}"), [0] * 64) for i in range(8)]
+    assert len(set(leased)) >= 6
 
 
 def test_of_two_that_claimed_the_same_shard_exactly_one_keeps_it():
     for one, other in (("ann", "bob"), ("bob", "ann")):
-        keeps = keeps_shard(3, SwarmView(one, (peer(other, 1, shard=3),)))
-        theirs = keeps_shard(3, SwarmView(other, (peer(one, 1, shard=3),)))
-        assert keeps != theirs
+        ours = lost_shards([3, 5], SwarmView(one, (peer(other, 1, shards=(3,)),)))
+        theirs = lost_shards([3], SwarmView(other, (peer(one, 1, shards=(3, 5)),)))
+        assert sorted([*ours, *theirs]) == [3]
+
+
+def test_the_coverage_is_what_most_holders_of_an_adapter_say():
+    others = view(
+        peer("ann", 2, coverage=(4, 8)),
+        peer("bob", 2, coverage=(9, 9)),
+        peer("cat", 2, coverage=(4, 8)),
+        peer("dan", 2, coverage=(7, 7, 7)),
+        peer("eve", 1, coverage=(1, 1)),
+    )
+    assert coverage_of(Anchor(2, "a"), others, 2) == (4, 8)
+    assert coverage_of(Anchor(3, "a"), others, 2) == (0, 0)
 
 
 def test_reasons_name_peers_rather_than_show_their_ids():

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from p2pllm.config.base import Config
+from p2pllm.config.paths import named_in
 
 PeerName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_-]{0,31}$")]
 
@@ -48,7 +49,8 @@ class PeerConfig(Config):
     identity: Path | None = None
     """Private key file; <output>/<run>/<peer>/identity.key when not given."""
     output: Path = Path("runs")
-    """Everything is written below this folder, in <run>/<peer>/."""
+    """Everything is written below this folder, in <run>/<peer>/. {run_id}, {run} and {peer} in it
+    say where else; {shard}, {shards} and ~ do in paths, too."""
     network: NetworkConfig = NetworkConfig()
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto, cpu, mps, cuda or cuda:N."""
@@ -62,7 +64,10 @@ class PeerConfig(Config):
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
     """Attention implementation; auto: sdpa where the model has it."""
     data: tuple[Path, ...] = ()
-    """This peer's own private JSON/JSONL files, instead of a shard of the run's data."""
+    """This peer's own private JSON/JSONL files, instead of a shard of the run's data. Placeholders
+    as in `output`: parts/shard-{shard:03}.jsonl."""
+    shard: int | None = Field(None, ge=0)
+    """This peer's number among the parts of a split: what {shard} in a path stands for."""
     trackers: tuple[Literal["jsonl", "tensorboard", "wandb", "trackio"], ...] = ("jsonl",)
     """Where the numbers of metrics.jsonl go, too. That file (jsonl) is written in any case; the
     others need their packages: pip install tensorboard, wandb or trackio."""
@@ -70,3 +75,16 @@ class PeerConfig(Config):
     evaluate: bool = True
     """Take part in what the run evaluates: a trainer where evaluation.on_trainers says so, the
     aggregator always; without it an aggregator only keeps checkpoints."""
+
+    @field_validator("output", "data")
+    @classmethod
+    def _has_known_placeholders(cls, paths: Path | tuple[Path, ...]) -> Path | tuple[Path, ...]:
+        for path in (paths,) if isinstance(paths, Path) else paths:
+            named_in(path)
+        return paths
+
+    @model_validator(mode="after")
+    def _has_a_shard_where_a_path_does(self) -> "PeerConfig":
+        if self.shard is None and any("shard" in named_in(p) for p in (self.output, *self.data)):
+            raise ValueError("a path has {shard} in it: say which one, such as --set shard=0")
+        return self

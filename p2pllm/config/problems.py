@@ -117,7 +117,8 @@ def _wrong(
     if first["type"] == "missing":
         return f"{key} is missing: {_about(field)}"
     if first["type"] == "value_error":
-        return f"{key}: {first['msg'].removeprefix('Value error, ')}"
+        text = first["msg"].removeprefix("Value error, ")
+        return f"{key}: {text}" if key else text
     deepest = max(len(error["loc"]) for error in group)  # the branch of a union that came furthest
     wanted = [_wanted(error, field) for error in group if len(error["loc"]) == deepest]
     found: Any = first["input"]

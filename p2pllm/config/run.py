@@ -91,12 +91,35 @@ class DataConfig(Config):
     """Longest row, in tokens."""
     long_rows: Literal["truncate", "drop"] = "truncate"
     """What happens to a row that is longer."""
+    replace: dict[Annotated[str, Field(min_length=1)], str] = Field(default_factory=dict)
+    """Words to replace in every prompt and answer, such as the name of an assistant."""
     eval_size: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] = 200
-    """Held-out rows: a number, or a fraction of all rows."""
+    """Held-out rows: a number, or a fraction of all rows. Streaming takes the first ones."""
     eval_by: str | None = None
     """Hold out whole groups of rows that share this column, so that related rows do not leak."""
+    eval_source: str | tuple[str, ...] | None = None
+    """Evaluate on this data set (named as in `source`) instead of holding rows out."""
+    eval_split: str | None = None
+    """Evaluate on this split of a hub dataset, such as test, instead of holding rows out."""
     shards: int = Field(16, ge=1, le=4096)
-    """Disjoint parts of the training rows; a trainer claims one at a time."""
+    """Disjoint parts of the training rows; a trainer leases one at a time. At least as many as
+    there will be trainers."""
+    streaming: bool = False
+    """Read rows while training, for data sets too large to hold, in the order of the data set:
+    shard s has every row whose number, modulo `shards`, is s. Files must be JSONL."""
+
+    @property
+    def has_eval_set(self) -> bool:
+        """Whether the rows to evaluate on come from elsewhere than those to train on."""
+        return self.eval_source is not None or self.eval_split is not None
+
+    @model_validator(mode="after")
+    def _can_be_streamed(self) -> "DataConfig":
+        if self.streaming and self.eval_by is not None:
+            raise ValueError("streaming holds out the first rows, so it cannot go with eval_by")
+        if self.streaming and isinstance(self.eval_size, float):
+            raise ValueError("streaming needs eval_size as a number of rows, such as 200")
+        return self
 
     @field_validator("template")
     @classmethod
@@ -234,6 +257,15 @@ class RunConfig(Config):
     averaging: AveragingConfig = AveragingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _knows_how_long_an_epoch_is(self) -> "RunConfig":
+        if self.data.streaming and self.training.local.epochs is not None:
+            raise ValueError(
+                "training.local.epochs needs to know how many rows there are, and data.streaming "
+                "does not tell: give training.local.steps or training.local.seconds"
+            )
+        return self
 
     @property
     def fingerprint(self) -> str:

@@ -7,6 +7,8 @@ to agree on over the network.
 import random
 from collections.abc import Iterator, Sequence
 
+from p2pllm.errors import HeldOutTooLarge
+
 
 def permutation(count: int, *key: object) -> list[int]:
     """A shuffle of range(count) that is the same for this key on every machine.
@@ -30,6 +32,40 @@ def shard_of(rows: int, shards: int, shard: int, seed: int) -> list[int]:
     if not 0 <= shard < shards:
         raise ValueError(f"shard {shard} is not one of 0..{shards - 1}")
     return permutation(rows, "shards", seed)[shard::shards]
+
+
+def hold_out(
+    count: int, size: int | float, seed: int, groups: Sequence[str] | None = None
+) -> tuple[list[int], list[int]]:
+    """Row numbers to train on and to hold out: `size` rows, or that fraction of all.
+
+    With groups, whole groups are drawn until they have enough rows; of those exactly `size` are
+    held out and the others are left out altogether, so that no group is on both sides.
+
+    Raises: HeldOutTooLarge.
+    """
+    wanted = max(1, round(size * count)) if isinstance(size, float) else size
+    drawn = _drawn_rows(wanted, seed, groups) if groups is not None else range(count)
+    held = [drawn[i] for i in permutation(len(drawn), "held out", seed)][:wanted]
+    apart = set(drawn) if groups is not None else set(held)
+    training = [i for i in range(count) if i not in apart]
+    if len(held) < wanted or not training:
+        unit = "rows in whole groups" if groups is not None else "rows"
+        raise HeldOutTooLarge(wanted=wanted, rows=count, unit=unit)
+    return training, held
+
+
+def _drawn_rows(wanted: int, seed: int, groups: Sequence[str]) -> list[int]:
+    members: dict[str, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    names = sorted(members)
+    drawn: list[int] = []
+    for i in permutation(len(names), "groups", seed):
+        if len(drawn) >= wanted:
+            break
+        drawn += members[names[i]]
+    return drawn
 
 
 class Sampler(Iterator[list[int]]):

@@ -6,9 +6,10 @@ their columns mean what. Knows text only.
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,27 @@ def read_source(config: DataConfig) -> list[Record]:
     if config.source == SHIPPED:
         with resources.as_file(resources.files("p2pllm.data") / "stdlib_qa.jsonl") as shipped:
             return read_files([shipped])
-    if not isinstance(config.source, str):
-        return read_files([Path(name) for name in config.source])
-    if config.source.endswith(FILE_ENDINGS):
-        return read_files([Path(config.source)])
+    if (files := _files_of(config)) is not None:
+        return read_files(files)
     return _load(config)
+
+
+def stream_source(config: DataConfig, skip: int = 0) -> Iterator[Record]:
+    """The same rows one by one, without those before row number `skip`.
+
+    Raises, while it is iterated: DatasetFileMissing, DatasetUnreadable.
+    """
+    if (files := _files_of(config)) is not None:
+        lines = chain.from_iterable(_stream_file(file.expanduser()) for file in files)
+        return islice(lines, skip, None)
+    if config.source == SHIPPED:
+        return islice(iter(read_source(config)), skip, None)
+    return _stream(config, skip)
+
+
+def name_of(config: DataConfig) -> str:
+    """What letters call the data set."""
+    return config.source if isinstance(config.source, str) else ", ".join(config.source)
 
 
 def read_files(files: Sequence[Path]) -> list[Record]:
@@ -128,6 +145,29 @@ def _is_ready_text(names: Mapping[str, str], config: DataConfig) -> bool:
     return "text" in names and (not has_parts or "text" in config.columns.values())
 
 
+def _files_of(config: DataConfig) -> list[Path] | None:
+    """None for a data set that is not in files."""
+    if not isinstance(config.source, str):
+        return [Path(name) for name in config.source]
+    return [Path(config.source)] if config.source.endswith(FILE_ENDINGS) else None
+
+
+def _stream_file(path: Path) -> Iterator[Record]:
+    if not path.is_file():
+        raise DatasetFileMissing(path=path)
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    record = _parse(line, number)
+                    if not isinstance(record, dict):
+                        raise ValueError(f"line {number} is not a JSON object")
+                    yield record
+    except (OSError, ValueError, EOFError) as failure:
+        raise DatasetUnreadable(where=path, why=failure) from failure
+
+
 def _read_file(path: Path) -> list[Record]:
     if not path.is_file():
         raise DatasetFileMissing(path=path)
@@ -156,17 +196,37 @@ def _parse(line: str, number: int) -> Any:
 
 
 def _load(config: DataConfig) -> list[Record]:
+    with _letters_about(config.source):
+        rows: list[Record] = _from_hub(config, streaming=False).to_list()
+        return rows
+
+
+def _stream(config: DataConfig, skip: int) -> Iterator[Record]:
+    with _letters_about(config.source):
+        yield from _from_hub(config, streaming=True).skip(skip)
+
+
+def _from_hub(config: DataConfig, streaming: bool) -> Any:
     import datasets
 
     datasets.disable_progress_bars()  # they would run through the screen of this program
+    # No trust_remote_code: a manifest must not be able to run code on those who join.
+    return datasets.load_dataset(
+        config.source,
+        config.config_name,
+        split=config.split,
+        revision=config.revision,
+        streaming=streaming,
+    )
+
+
+@contextmanager
+def _letters_about(source: object) -> Iterator[None]:
+    import datasets
+
     try:
-        # No trust_remote_code: a manifest must not be able to run code on those who join.
-        loaded = datasets.load_dataset(
-            config.source, config.config_name, split=config.split, revision=config.revision
-        )
+        yield
     # OSError: no such data set, gated, or no network. ValueError: no such split or configuration.
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as failure:
         why = (str(failure).splitlines() or [type(failure).__name__])[0]
-        raise DatasetUnreadable(where=config.source, why=why) from failure
-    rows: list[Record] = loaded.to_list()
-    return rows
+        raise DatasetUnreadable(where=source, why=why) from failure

@@ -6,7 +6,8 @@ are gone, new ones go on from it.
 
 import time
 
-from p2pllm.data.corpus import load_corpus
+from p2pllm.coverage import Coverage
+from p2pllm.data.corpus import load_held_out
 from p2pllm.digest import digest_of
 from p2pllm.errors import NotDesignated, P2PLLMError
 from p2pllm.events import CaughtUp, CheckpointSaved, Evaluated, Finished, Trouble
@@ -19,7 +20,7 @@ from p2pllm.roles.entry import (
 )
 from p2pllm.swarm.node import Missed
 from p2pllm.swarm.records import Result, Results
-from p2pllm.swarm.rounds import Anchor, CatchUp, SwarmView, agreed_anchor, donors_of
+from p2pllm.swarm.rounds import Anchor, CatchUp, SwarmView, agreed_anchor, coverage_of, donors_of
 from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.evaluation import Evaluator, is_due
 from p2pllm.training.outer import OuterOptimizer
@@ -68,18 +69,21 @@ class Aggregator:
         saved = self._checkpoints.newest(self._seat.manifest.fingerprint)
         if saved is None:
             state, round = self._outer.start(self._adapter.initial_values(self._run.seed)), 0
+            coverage: Coverage = (0,) * self._run.data.shards
         else:
             self._is_published = False
             state, round = saved.values, saved.round
+            coverage = tuple(saved.facts.get("coverage", ()))
             self._saved = Anchor(round, digest_of(state))
             for fields in saved.facts.get("results", []):
                 result = Result.model_validate(fields)
                 self._results[result.round] = result
-        self._hold(round, state)
+        self._hold(round, state, coverage)
 
-    def _hold(self, round: int, state: Values) -> None:
+    def _hold(self, round: int, state: Values, coverage: Coverage) -> None:
         self._anchor, self._state = Anchor(round, digest_of(state)), state
-        self._swarm.hold(self._anchor, state, self._adapter.size)
+        self._coverage = coverage
+        self._swarm.hold(self._anchor, state, self._adapter.size, coverage=coverage)
 
     def _check_designation(self, view: SwarmView) -> None:
         if view.aggregator not in (None, self._swarm.me):
@@ -98,7 +102,8 @@ class Aggregator:
                 self._seat.events.emit(Trouble(what=view.with_names(what)))
                 return False
             case (state, donors):
-                self._hold(action.anchor.round, state)
+                coverage = coverage_of(agreed, view, self._run.data.shards)
+                self._hold(agreed.round, state, coverage)
                 self._seat.events.emit(
                     CaughtUp(
                         round=action.anchor.round,
@@ -155,6 +160,7 @@ class Aggregator:
             "fingerprint": self._seat.manifest.fingerprint,
             "peers": sorted(p.name for p in view.trainers),
             "samples": sum(p.samples for p in view.trainers),
+            "coverage": self._coverage,  # for each shard, up to which position it was trained
             "results": [r.model_dump() for _, r in sorted(self._results.items())],
         }
         save = self._checkpoints.save_final if final else self._checkpoints.save
@@ -183,5 +189,5 @@ def prepare(seat: Seat) -> Aggregator:
     if not seat.config.evaluate:
         return Aggregator(seat, adapter, None)
     working(seat, "reading the held-out rows")
-    held_out = load_corpus(run.data, base.tokenizer, run.seed).held_out[: run.evaluation.max_rows]
+    held_out = load_held_out(run.data, base.tokenizer, run.seed)[: run.evaluation.max_rows]
     return Aggregator(seat, adapter, Evaluator(adapter, held_out, run.evaluation.batch_size))

@@ -6,12 +6,19 @@ difference between this and a swarm.
 
 import threading
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from p2pllm.config.load import show
+from p2pllm.config.paths import folder_for
 from p2pllm.config.peer import PeerConfig
 from p2pllm.config.run import LocalEpoch, RunConfig
-from p2pllm.data.corpus import load_corpus
+from p2pllm.data.corpus import load_corpus, load_held_out
+from p2pllm.data.rows import LeasedRows
+from p2pllm.data.streaming import StreamedRows
+from p2pllm.data.tokens import Row
 from p2pllm.digest import digest_of
 from p2pllm.errors import OutputUnwritable
 from p2pllm.events import (
@@ -29,7 +36,7 @@ from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.learner import Learner, Work
 from p2pllm.training.ranks import Alone
-from p2pllm.training.source import ShardSource
+from p2pllm.training.source import ShardSource, Source
 
 NAME = "train"  # of the folder in that of the run
 
@@ -159,7 +166,8 @@ def train(
     """
     ranks = ranks or Alone()
     name = config.name or NAME
-    folder = config.output / run.name / name
+    names = {"run_id": run.name, "run": run.name, "peer": name, "shards": run.data.shards}
+    folder = folder_for(config.output, {**names, "shard": config.shard})
     checkpoints = Checkpoints(folder, run.checkpoint.keep)
     checkpoints.check_owner(run.fingerprint)
     _describe(run, folder)
@@ -170,16 +178,28 @@ def train(
         base = load_local_base(run, config)
         ranks.tell(run.model_dump_json())
         events.emit(Working(doing="reading the rows"))
-        corpus = load_corpus(run.data, base.tokenizer, run.seed)
+        source, held_out = _open_rows(run, base.tokenizer)
         adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
-        source = ShardSource(corpus.train, range(len(corpus.train)), run.seed)
         learner = Learner(adapter, source, run, config.micro_batch, ranks)
-        held_out = corpus.held_out[: run.evaluation.max_rows]
-        evaluator = Evaluator(adapter, held_out, run.evaluation.batch_size)
+        measured = held_out[: run.evaluation.max_rows]
+        evaluator = Evaluator(adapter, measured, run.evaluation.batch_size)
         parts = _Parts(learner, evaluator, checkpoints)
         Centralized(run, name, events, parts).run(stop)
     finally:
         journal.close()
+
+
+def _open_rows(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Source, list[Row]]:
+    """All rows to train on, and those held out; a stream comes part by part, as in a swarm of one.
+
+    Raises: any letter of the data section in `p2pllm.errors`.
+    """
+    if run.data.streaming:
+        parts = StreamedRows(run.data, tokenizer, run.seed)
+        source = LeasedRows(parts, cycle(range(parts.count)).__next__)
+        return source, load_held_out(run.data, tokenizer, run.seed)
+    corpus = load_corpus(run.data, tokenizer, run.seed)
+    return ShardSource(corpus.train, range(len(corpus.train)), run.seed), corpus.held_out
 
 
 def _describe(run: RunConfig, folder: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from p2pllm.config.run import RunConfig
-from p2pllm.data.corpus import load_corpus
-from p2pllm.data.sources import examples_of, read_source
+from p2pllm.data.corpus import evaluated, load_held_out
+from p2pllm.data.sources import examples_of, name_of, read_source
 from p2pllm.data.template import Example
 from p2pllm.data.tokens import IGNORED, Row, prompt_ids
 from p2pllm.model.adapter import adapter_values, attach_adapter
@@ -34,8 +34,9 @@ def compare(run: RunConfig, final: Path) -> Comparison | None:
     None when the data has no questions, but only texts.
     """
     base = load_base(run.model, run.seed)
-    held_out = load_corpus(run.data, base.tokenizer, run.seed).held_out
-    said = examples_of(read_source(run.data), run.data, str(run.data.source))
+    held_out = load_held_out(run.data, base.tokenizer, run.seed)
+    data = evaluated(run.data)
+    said = examples_of(read_source(data), data, name_of(data))
     asked = _question([e for e in said if isinstance(e, Example)], held_out, base.tokenizer)
     if asked is None:
         return None

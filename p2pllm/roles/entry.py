@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from p2pllm.config.load import show
+from p2pllm.config.paths import folder_for, root_of
 from p2pllm.config.peer import PeerConfig
 from p2pllm.config.run import RunConfig
 from p2pllm.errors import (
@@ -61,9 +62,20 @@ def peer_name(config: PeerConfig) -> str:
     return config.name or re.sub(r"[^a-zA-Z0-9-]+", "-", platform.node()).strip("-")[:32] or "peer"
 
 
+def path_values(manifest: Manifest, config: PeerConfig) -> dict[str, object]:
+    """What the placeholders in this peer's paths stand for."""
+    return {
+        "run_id": manifest.run_id,
+        "run": manifest.run.name,
+        "peer": peer_name(config),
+        "shard": config.shard,
+        "shards": manifest.run.data.shards,
+    }
+
+
 def open_identity(config: PeerConfig) -> Identity:
     """This peer's key, which is made at the first start. Raises IdentityInUse and others."""
-    path = config.identity or config.output / "identities" / f"{peer_name(config)}.key"
+    path = config.identity or root_of(config.output) / "identities" / f"{peer_name(config)}.key"
     try:
         return Identity.open(path)
     except OSError as problem:
@@ -133,7 +145,8 @@ def seated(
     Raises FolderForeign, OutputUnwritable, TrackerMissing and TrackerFailed.
     """
     name = peer_name(config)
-    seat = Seat(swarm, manifest, config, name, config.output / manifest.run_id / name, events)
+    folder = folder_for(config.output, path_values(manifest, config))
+    seat = Seat(swarm, manifest, config, name, folder, events)
     _prepare_folder(seat)
     journal = Journal(seat.folder)
     agreed = manifest.run.model_dump(mode="json")

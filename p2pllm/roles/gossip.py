@@ -26,7 +26,8 @@ from p2pllm.model.adapter import Adapter, Values
 from p2pllm.model.pretrained import Base, locate
 from p2pllm.model.weights import weights_sha256
 from p2pllm.roles.entry import Seat, agree_on_base, seat_in_run
-from p2pllm.roles.trainer import Rows, Trainer
+from p2pllm.roles.leases import OwnRows
+from p2pllm.roles.trainer import Trainer
 from p2pllm.training.halves import trained_part
 from p2pllm.training.learner import Learner, Work
 from p2pllm.training.schedule import learning_rate
@@ -194,7 +195,7 @@ class GossipCallback(TrainerCallback):
             adapter = _adapter_of(model, seat)
             self._learner = ScriptLearner(adapter, seat.manifest.run)
             self._learner.steps_planned = _steps_planned(seat.manifest.run, args, train_dataloader)
-            unused = Rows([Row((0,), (0,))], 1, seat.manifest.run.seed, own=True)
+            unused = OwnRows([Row((0,), (0,))], seat.manifest.run.seed)
             role = Trainer(seat, cast(Learner, self._learner), adapter, unused)
         except BaseException:
             end.close()

@@ -6,7 +6,8 @@ They are for its own screen and metrics. What the swarm believes is the aggregat
 
 from typing import Literal
 
-from p2pllm.data.corpus import Corpus, load_corpus
+from p2pllm.data.corpus import load_held_out
+from p2pllm.data.tokens import Row
 from p2pllm.errors import P2PLLMError
 from p2pllm.events import TrainerEvaluated, Trouble
 from p2pllm.model.adapter import Adapter, Values
@@ -52,19 +53,19 @@ class OwnEvaluation:
         )
 
 
-def own_evaluator(seat: Seat, adapter: Adapter, corpus: Corpus | None) -> Evaluator | None:
+def own_evaluator(seat: Seat, adapter: Adapter, held_out: list[Row] | None) -> Evaluator | None:
     """None, where the run or this peer does not want it.
 
-    `corpus`: the run's, when this trainer has it; one with private data reads it for the held-out
-    rows. Raises the letters of `load_corpus`.
+    `held_out`: the run's rows, when this trainer has them; one with private data reads them.
+    Raises the letters of `load_held_out`.
     """
     run, config = seat.manifest.run, seat.config
     plan = run.evaluation
     if plan.on_trainers == "never" or not config.evaluate:
         return None
-    if corpus is None:
-        corpus = load_corpus(run.data, adapter.base.tokenizer, run.seed)
+    if held_out is None:
+        held_out = load_held_out(run.data, adapter.base.tokenizer, run.seed)
     # No more rows at once than the device is known to hold while it trains.
     known = config.micro_batch if isinstance(config.micro_batch, int) else plan.batch_size
     at_once = min(plan.batch_size, known)
-    return Evaluator(adapter, corpus.held_out[: plan.max_rows], at_once)
+    return Evaluator(adapter, held_out[: plan.max_rows], at_once)

@@ -1,13 +1,11 @@
 """The trainer: trains on its own rows and averages with the others, until the run is over."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from p2pllm.data.corpus import load_corpus, load_private
-from p2pllm.data.sharding import shard_of
-from p2pllm.data.tokens import Row
+from p2pllm.coverage import Span, merged
 from p2pllm.digest import digest_of
 from p2pllm.errors import P2PLLMError
 from p2pllm.events import (
@@ -17,7 +15,6 @@ from p2pllm.events import (
     Finished,
     RoundCommitted,
     RoundMissed,
-    ShardClaimed,
     StepDone,
     Trouble,
 )
@@ -28,6 +25,7 @@ from p2pllm.roles.entry import (
     load_base_model,
     working,
 )
+from p2pllm.roles.leases import Rows, open_rows
 from p2pllm.roles.own_evaluation import OwnEvaluation, own_evaluator
 from p2pllm.swarm.node import Averaged, Contribution, Missed
 from p2pllm.swarm.rounds import (
@@ -39,8 +37,6 @@ from p2pllm.swarm.rounds import (
     Start,
     SwarmView,
     Train,
-    free_shard,
-    keeps_shard,
     next_action,
 )
 from p2pllm.swarm.swarm import Pending
@@ -49,7 +45,6 @@ from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.learner import Learner, Work
 from p2pllm.training.outer import OuterOptimizer
 from p2pllm.training.ranks import Alone
-from p2pllm.training.source import ShardSource
 
 _PAUSE = 1.0  # seconds before another attempt after one that failed
 _RECENT = 10.0  # seconds: the age of records that will do when a local epoch has ended
@@ -65,12 +60,14 @@ class Offer:
     delta: Values
     samples: float
     part: slice
+    spans: tuple[Span, ...] = ()  # of the run's rows
 
     def joined_with(self, other: "Offer", discount: float) -> "Offer":
         """The mean of both, weighted by samples, those of `other` discounted."""
         samples = self.samples + discount * other.samples
         share = np.float32(self.samples / samples)
-        return Offer(share * self.delta + (1 - share) * other.delta, samples, self.part)
+        delta = share * self.delta + (1 - share) * other.delta
+        return Offer(delta, samples, self.part, self.spans)
 
 
 @dataclass(frozen=True)
@@ -79,34 +76,6 @@ class _Offered:
 
     offer: Offer
     values: Values
-
-
-class Rows:
-    """What this trainer trains on: one claimed shard of the run's rows, or private files."""
-
-    def __init__(self, rows: list[Row], shards: int, seed: int, own: bool) -> None:
-        self._rows, self._shards, self._seed, self._own = rows, shards, seed, own
-        self.shard: int | None = None
-        self._used: set[int] = set()  # shards gone through in the present pass over the data
-        everything = range(len(rows))
-        self.source = ShardSource(rows, everything if own else self._part(0), seed)
-
-    def claim(self, view: SwarmView) -> int | None:
-        """Hold a shard that nobody else works on; its number, when it is not the one before."""
-        if self._own:
-            return None
-        if self.shard is not None and self.source.passes:
-            self._used.add(self.shard)
-        elif self.shard is not None and keeps_shard(self.shard, view):
-            return None
-        if len(self._used) == self._shards:
-            self._used.clear()
-        before, self.shard = self.shard, free_shard(view, self._shards, self._used)
-        self.source.switch(self._part(self.shard))
-        return self.shard if self.shard != before else None
-
-    def _part(self, shard: int) -> list[int]:
-        return shard_of(len(self._rows), self._shards, shard, self._seed)
 
 
 class Trainer:
@@ -129,6 +98,7 @@ class Trainer:
         self._outer = OuterOptimizer(self._run.averaging, learner.size)
         self._state: Values = self._outer.start(learner.values())
         self._work: Work | None = None
+        self._spans: tuple[Span, ...] = ()  # the rows behind it
         self._offered: _Offered | None = None  # what the others get of it, while they may
         self._ahead: Work | None = None  # of the next local epoch, done while that is under way
         self._carried: Offer | None = None  # work of a round that was missed
@@ -144,6 +114,7 @@ class Trainer:
             # The lobby refuses what is stale: once the work is done, every moment counts.
             view = self._swarm.view(max_age=_RECENT if self._work is not None else 0.0)
             self._notice_results(view)
+            self._give_way(view)
             if self._anchor is not None and self._anchor.round == 0:
                 check_base(self._adapter.base, view)
             standing = Standing(self._anchor, self._work is not None)
@@ -167,10 +138,10 @@ class Trainer:
 
     def _train(self, view: SwarmView) -> None:
         assert self._anchor is not None
-        if (shard := self._rows.claim(view)) is not None:
-            shards, rows = self._run.data.shards, self._rows.source.rows
-            self._events.emit(ShardClaimed(shard=shard, shards=shards, rows=rows))
-        self._swarm.announce(state="training", shard=self._rows.shard)
+        if not self._rows.begin(view):
+            self._seat.stop.wait(_LOOK)
+            return
+        self._swarm.announce(state="training")
         self._swarm.approach(self._anchor)
         self._own.after_average(self._anchor, self._outer.values(self._state))
         stop, begun = self._seat.stop.is_set, self._ahead
@@ -179,7 +150,7 @@ class Trainer:
         if self._seat.stop.is_set() or not work.samples:
             return
         self._own.before_average(self._anchor, self._learner.values())
-        self._work = work
+        self._work, self._spans = work, self._rows.take()
         self._samples += work.samples
         self._waiting_since = time.monotonic()
         self._swarm.announce(
@@ -193,7 +164,7 @@ class Trainer:
             self._offered = _Offered(self._offer(), self._learner.values())
         offer = self._offered.offer
         pending = self._swarm.average(
-            Contribution(self._anchor, offer.delta, offer.samples, offer.part.start)
+            Contribution(self._anchor, offer.delta, offer.samples, offer.part.start, offer.spans)
         )
         if self._run.averaging.overlap and self._anchor.round + 1 < self._run.rounds:
             self._train_ahead(pending)
@@ -224,13 +195,15 @@ class Trainer:
         assert self._anchor is not None
         assert self._work is not None
         assert self._offered is not None
+        if not self._rows.commit(outcome.group):
+            self._ahead = None
         progress = self._learner.values() - self._offered.values if self._ahead else None
         work, round, view = self._work, self._anchor.round, self._swarm.view(_RECENT)
         self._hold(round + 1, self._outer.step(self._state, outcome.delta, part))
         if progress is not None:  # what we learnt meanwhile stays, on top of the average
             self._learner.adopt(self._learner.values() + progress)
-        if self._carried is not None and self._carried.part == part:
-            self._carried = None
+        if self._carried is not None:  # its rows are accounted for, also where it waits
+            self._carried = None if self._carried.part == part else replace(self._carried, spans=())
         waited = time.monotonic() - self._waiting_since - outcome.seconds_reducing
         self._events.emit(
             RoundCommitted(
@@ -260,9 +233,7 @@ class Trainer:
                 self._events.emit(Trouble(what=self._told(view, what)))
                 self._seat.stop.wait(_PAUSE)
             case (state, donors):
-                if self._work is not None:
-                    self._carried = self._offer()
-                self._ahead = None
+                self._carry(action.anchor, view)
                 self._hold(action.anchor.round, state)
                 self._events.emit(
                     CaughtUp(
@@ -305,7 +276,8 @@ class Trainer:
         self._work = self._offered = None
         self._learner.adopt(self._outer.values(state))
         part = self._learner.part(round)
-        self._swarm.hold(self._anchor, state, part.stop - part.start)
+        said = {"coverage": self._rows.coverage, "shards": self._rows.leases}
+        self._swarm.hold(self._anchor, state, part.stop - part.start, **said)
 
     def _offer(self) -> Offer:
         assert self._work is not None
@@ -315,10 +287,34 @@ class Trainer:
         if self._ahead is not None and self._learner.part(round + 1) == part:
             samples += self._ahead.samples
         delta = self._learner.values()[part] - self._outer.values(self._state)[part]
-        fresh = Offer(delta, float(samples), part)
+        waiting = self._carried.spans if self._carried is not None else ()
+        spans = merged([*waiting, *self._spans, *self._rows.take()])
+        fresh = Offer(delta, float(samples), part, spans)
         if self._carried is None or self._carried.part != part:
             return fresh  # work on the other half waits for a round that averages it
         return fresh.joined_with(self._carried, self._run.averaging.carry)
+
+    def _carry(self, agreed: Anchor, view: SwarmView) -> None:
+        """Before another adapter is taken over: keep our work for the next round, unless it is part
+        of that adapter already, or other trainers have used its rows meanwhile."""
+        offer = self._offer() if self._work is not None else self._carried
+        self._ahead = None
+        self._rows.take()  # what was done ahead is lost where it is not part of the offer
+        if not self._run.averaging.carry:
+            offer = None
+        is_open = self._rows.follow(agreed, view, offer.spans if offer else ())
+        self._carried = offer if is_open else None
+
+    def _give_way(self, view: SwarmView) -> None:
+        """When another trainer has leased the same rows and goes on with them, take others."""
+        if not self._rows.is_lost(view):
+            return
+        self._rows.give_up()
+        if self._work or self._ahead or self._carried:
+            self._work = self._offered = self._ahead = self._carried = None
+            self._learner.adopt(self._outer.values(self._state))
+            what = "another trainer has trained on the same rows: begins again with others"
+            self._events.emit(Trouble(what=what))
 
     def _on_step(self, step: StepDone) -> None:
         self._events.emit(step)
@@ -346,15 +342,10 @@ def prepare(seat: Seat, ranks: Alone | None = None) -> Trainer:
     base = load_base_model(seat)
     ranks.tell(run.model_dump_json())
     working(seat, "reading the rows")
-    corpus = None
-    if config.data:
-        rows = Rows(load_private(config.data, run.data, base.tokenizer), 1, run.seed, own=True)
-    else:
-        corpus = load_corpus(run.data, base.tokenizer, run.seed)
-        rows = Rows(corpus.train, run.data.shards, run.seed, own=False)
+    held_out, rows = open_rows(seat, base.tokenizer)
     adapter = attach_adapter(base, run.lora, run.seed, config.gradient_checkpointing)
     learner = Learner(adapter, rows.source, run, config.micro_batch, ranks)
-    evaluator = own_evaluator(seat, adapter, corpus)
+    evaluator = own_evaluator(seat, adapter, held_out)
     return Trainer(seat, learner, adapter, rows, evaluator)
 
 

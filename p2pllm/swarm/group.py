@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from p2pllm.config.run import AveragingConfig
+from p2pllm.coverage import Span
 from p2pllm.swarm.codec import CHUNK, Compression
 from p2pllm.swarm.network import PeerId
 from p2pllm.swarm.rounds import Anchor
@@ -28,12 +29,19 @@ class Member:
     dialable: bool = True  # one that cannot be dialled reduces nothing
     speed: float = 0.0  # samples per second; 0: not known yet
     uplink: float = 0.0  # bytes per second that the others got from it lately; 0: not known yet
+    spans: tuple[Span, ...] = ()  # of the run's rows, which no other member may have trained on
+
+    def __post_init__(self) -> None:
+        """Spans that came over the network are lists. Raises TypeError, ValueError."""
+        object.__setattr__(self, "spans", tuple(Span(*map(int, span)) for span in self.spans))
 
     @property
     def is_sane(self) -> bool:
         numbers = (self.weight, self.norm, self.speed, self.uplink)
-        return all(type(n) is float and math.isfinite(n) and n >= 0 for n in numbers) and (
-            0 < self.weight < 1e9
+        return (
+            all(type(n) is float and math.isfinite(n) and n >= 0 for n in numbers)
+            and 0 < self.weight < 1e9
+            and all(s.shard >= 0 and 0 <= s.begin < s.end < 2**53 for s in self.spans)
         )
 
 

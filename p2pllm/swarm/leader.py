@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pllm.config.run import AveragingConfig
+from p2pllm.coverage import shared_shards
 from p2pllm.swarm.group import Group, Member, divide
 from p2pllm.swarm.network import (
     NetworkError,
@@ -38,6 +39,7 @@ from p2pllm.swarm.suspicion import Suspicion
 
 JOIN = "p2pllm/join"  # the stream protocol's name
 HELLO = "p2pllm/hello"  # answers with the peer's own progress record
+_SAME_ROWS = "trained on rows that another member has trained on, too"
 _ALONE = 120.0  # seconds for which one that nobody answers any more takes itself to be cut off
 
 
@@ -81,6 +83,18 @@ class Gathering:
     greeted: set[PeerId] = field(default_factory=set)  # whose answer to a hello is awaited
     refused: dict[PeerId, str] = field(default_factory=dict)  # who came and could not be let in
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def keeps_rows_of(self, member: Member) -> bool:
+        """Of two that trained on the same rows one takes part, so that no row counts twice: whether
+        it is this member. The other is told, and begins again with other rows."""
+        rivals = [m for m in self.ready if m.peer != member.peer]
+        rivals = [m for m in rivals if shared_shards(m.spans, member.spans)]
+        keeps = all(precedes(member.peer, rival.peer) for rival in rivals)
+        self.refused.pop(member.peer, None)
+        for loser in rivals if keeps else [member]:
+            self.refused[loser.peer] = _SAME_ROWS
+            self.seats[loser.peer].outcome.set_result(NoGroup(_SAME_ROWS))
+        return keeps
 
     @property
     def ready(self) -> list[Member]:
@@ -160,7 +174,8 @@ class Leader:
         here = self._gathering
         if here is not None and here.seats.get(seat.peer) is seat:
             seat.member, seat.ready_at = member, loop_time()
-            here.changed.set()
+            if here.keeps_rows_of(member):
+                here.changed.set()
 
     def unseat(self, seat: Seat) -> None:
         """It has gone, or its outcome is known."""
@@ -216,10 +231,10 @@ class Leader:
             try:
                 member = Member(**message["member"])
                 is_sane = member.peer == stream.peer and member.is_sane
-            except TypeError:
+            except (TypeError, ValueError):
                 is_sane = False
             if not is_sane:
-                reason = "the declared weight or norm is not a sane number"
+                reason = "the declared weight, norm or rows are not sane numbers"
                 self._suspicion.blame(stream.peer, reason)
                 if not seat.outcome.done():
                     seat.outcome.set_result(NoGroup(reason))

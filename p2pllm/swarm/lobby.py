@@ -99,6 +99,8 @@ class Lobby:
         leader = leader_of(anchor, view, self.suspicion.not_to_lead, mine.dialable)
         if leader != self._network.me:
             self.suspicion.blame(leader, "led the group and never closed it")
+        else:  # nobody came to us: two that blame each other would wait for each other for ever
+            self.suspicion.forgive()
         return NoGroup(f"{view.name(leader)} leads the group and never closed it")
 
     async def _go(

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from p2pllm.coverage import Span
 from p2pllm.errors import P2PLLMError
 from p2pllm.swarm.allreduce import REDUCE, AllReduce
 from p2pllm.swarm.codec import Floats
@@ -69,6 +70,7 @@ class Contribution:
     delta: Floats
     samples: float
     start: int = 0
+    spans: tuple[Span, ...] = ()  # of the run's rows, which were trained for it
 
 
 @dataclass(frozen=True)
@@ -173,9 +175,10 @@ class Node:
         await send_message(stream, record=self._sealed_progress()[0])
         await receive(stream, 64, self._timeouts.silence)  # until the other side hangs up
 
-    async def hold(self, anchor: Anchor, state: Floats, size: int) -> None:
+    async def hold(self, anchor: Anchor, state: Floats, size: int, **said: Any) -> None:
         """This is what we hold now, an adapter and perhaps an optimizer's state behind it; this
-        round averages `size` values of it. Hand it to others, and say so."""
+        round averages `size` values of it. Hand it to others, and say so. `said`: what else changes
+        in our record."""
         self._shelf.hold(anchor, state)
         trains = self._progress.role == "trainer"
         self._lobby.stand_at(anchor, size, trains)
@@ -183,7 +186,7 @@ class Node:
             self._committed = _Committed(self._group, anchor, loop_time())
             peers = tuple(self._presumed(p) for p in self._view.peers)
             self._view = dataclasses.replace(self._view, peers=peers)
-        self.announce(round=anchor.round, digest=anchor.digest)
+        self.announce(round=anchor.round, digest=anchor.digest, **said)
 
     def _presumed(self, peer: Progress) -> Progress:
         """Who was in the group with us holds what we hold now, whatever its record says for a
@@ -194,7 +197,7 @@ class Node:
         if peer.peer not in known.group.peers or peer.round != known.group.anchor.round:
             return peer
         news = {"round": known.anchor.round, "digest": known.anchor.digest, "state": "training"}
-        return peer.model_copy(update=news)
+        return peer.model_copy(update={**news, "coverage": ()})
 
     async def leave(self) -> None:
         for task in list(self._tasks):
@@ -268,6 +271,7 @@ class Node:
             self._progress.dialable,
             self._progress.speed,
             statistics.median(self._uplinks) if self._uplinks else 0.0,
+            contribution.spans,
         )
         if not mine.is_sane:
             return Missed("our own local epoch did not end in finite values")

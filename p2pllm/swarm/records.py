@@ -39,6 +39,10 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
+Shard = Annotated[int, Field(ge=0, lt=4096)]
+Position = Annotated[int, Field(ge=0, lt=2**53)]
+
+
 class Progress(Record):
     """What one peer says of itself. The swarm's view is derived from these and nothing else."""
 
@@ -51,7 +55,8 @@ class Progress(Record):
     base: str = Field("", max_length=64)  # hash of its base weights
     samples: int = Field(0, ge=0)  # processed in this run
     speed: float = Field(0.0, ge=0, allow_inf_nan=False)  # samples per second
-    shard: int | None = None
+    shards: tuple[Shard, ...] = Field((), max_length=64)  # the leased parts of the rows
+    coverage: tuple[Position, ...] = Field((), max_length=4096)  # of the adapter it holds
     dialable: bool = True
     addresses: list[Annotated[str, Field(max_length=256)]] = Field([], max_length=4)  # multiaddrs
     expires: float = Field(0.0, allow_inf_nan=False)  # DHT time, seconds; set when it is signed

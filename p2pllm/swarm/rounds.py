@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from p2pllm.config.run import Deadline
+from p2pllm.coverage import Coverage
 from p2pllm.swarm.network import PeerId
 from p2pllm.swarm.records import Progress, Result
 
@@ -198,28 +199,36 @@ def learned_deadline(history: Sequence[float], rules: Deadline) -> float:
     return min(max(median + rules.mads * spread, rules.floor), rules.ceiling)
 
 
-def free_shard(view: SwarmView, shards: int, exclude: Iterable[int] = ()) -> int:
-    """The shard to claim: the first that no other trainer works on, in an order of this peer's own.
+def taken_shards(view: SwarmView) -> frozenset[int]:
+    """The shards that other trainers have leased; a lease ends with the record that holds it."""
+    return frozenset(shard for p in view.trainers for shard in p.shards)
 
-    When every shard is taken, or in `exclude` (used up in this pass), one of the others is shared.
+
+def free_shard(view: SwarmView, reached: Sequence[int]) -> int | None:
+    """The shard to lease: of those that no other trainer works on the one that was trained least,
+    and among equals the first in an order of this peer's own. None: the others have them all.
+
+    reached: for each shard, the position up to which it has been trained.
     """
-    done = set(exclude)
-    taken = {p.shard for p in view.trainers if p.shard is not None}
-    order = sorted(range(shards), key=lambda shard: _rank(str(shard), view.me))
-    for candidates in (
-        [s for s in order if s not in taken and s not in done],
-        [s for s in order if s not in done],
-        order,
-    ):
-        if candidates:
-            return candidates[0]
-    raise AssertionError("a run has at least one shard")
+    taken = taken_shards(view)
+    free = [shard for shard in range(len(reached)) if shard not in taken]
+    return min(free, key=lambda shard: (reached[shard], _rank(str(shard), view.me)), default=None)
 
 
-def keeps_shard(shard: int, view: SwarmView) -> bool:
-    """Whether this peer may keep a shard that another has claimed as well."""
-    rivals = [p.peer for p in view.trainers if p.shard == shard]
-    return all(precedes(view.me, rival) for rival in rivals)
+def lost_shards(leased: Iterable[int], view: SwarmView) -> set[int]:
+    """Of our leases those that another trainer has, too, and keeps: records can cross."""
+    rivals = [p for p in view.trainers if precedes(p.peer, view.me)]
+    return set(leased) & {shard for p in rivals for shard in p.shards}
+
+
+def coverage_of(anchor: Anchor, view: SwarmView, shards: int) -> Coverage:
+    """How far each shard has been trained for this adapter, as most of its holders say."""
+    said = Counter(
+        p.coverage
+        for p in view.peers
+        if Anchor(p.round, p.digest) == anchor and len(p.coverage) == shards
+    )
+    return max(said, key=lambda c: (said[c], c)) if said else (0,) * shards
 
 
 def _kept_by_aggregator(view: SwarmView) -> Anchor | None:

@@ -153,10 +153,10 @@ class Swarm:
         """A local epoch on this anchor begins: find the group for it meanwhile."""
         self._soon(lambda node: node.approach(anchor))
 
-    def hold(self, anchor: Anchor, state: Floats, size: int) -> None:
+    def hold(self, anchor: Anchor, state: Floats, size: int, **said: Any) -> None:
         """We hold this state now, of which this round averages `size` values: say so, and hand it
-        to who asks."""
-        self._call(self._in_run.hold(anchor, state, size))
+        to who asks. `said`: other fields of our record that change in the same moment."""
+        self._call(self._in_run.hold(anchor, state, size, **said))
 
     def average(self, contribution: Contribution) -> "Pending[Averaged | Missed]":
         """Begin one attempt at a round."""

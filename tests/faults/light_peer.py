@@ -112,9 +112,9 @@ def install(script: Script, by_line: bool) -> None:
                 await script.wait(phase, script.round)
         await send(stream, frame, timeout)
 
-    def holds(self: Swarm, anchor: Any, state: Any, size: int) -> None:
+    def holds(self: Swarm, anchor: Any, state: Any, size: int, **said: Any) -> None:
         script.pause("committed", anchor.round - 1)
-        hold(self, anchor, state, size)
+        hold(self, anchor, state, size, **said)
 
     if not by_line:
         allreduce._TIMED = sys.maxsize
