@@ -128,8 +128,8 @@ def test_whatever_happens_the_coverage_says_what_was_trained(tmp_path, commits, 
 
 
 def test_the_rows_of_one_that_died_go_on_where_the_last_commit_left_them(tmp_path, commits):
-    churn = RowsChurn(tmp_path, rounds=7, batch=3, shards=2).crash("bob", at_round=2)
-    for round in range(2, 7):
+    churn = RowsChurn(tmp_path, rounds=12, batch=3, shards=2).crash("bob", at_round=2)
+    for round in range(2, 12):
         churn.slow("ann", round, 0.5)
     churn.start("ann", "bob")
     churn.wait_for("ann", lambda ann: is_gone("bob", ann))
