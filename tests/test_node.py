@@ -11,12 +11,13 @@ import pytest
 from p2pllm.config.run import AveragingConfig, DataConfig, Deadline, ModelConfig, RunConfig
 from p2pllm.coverage import Span
 from p2pllm.digest import digest_of
+from p2pllm.swarm import network
 from p2pllm.swarm.allreduce import REDUCE
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.link import INSTANT, Link
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.memory_network import MemoryNetwork, World
-from p2pllm.swarm.network import Timeouts, loop_time
+from p2pllm.swarm.network import DialledTooSoon, Timeouts, loop_time
 from p2pllm.swarm.node import Averaged, Contribution, Missed, Node
 from p2pllm.swarm.records import Progress
 from p2pllm.swarm.rounds import Anchor, CatchUp
@@ -316,3 +317,19 @@ async def test_a_donor_that_dies_in_the_middle_is_replaced_by_the_next():
     got = await getting
     assert not isinstance(got, Missed)
     np.testing.assert_array_equal(got[0], peers.base)
+
+
+async def test_a_reducer_that_was_dialled_too_soon_is_dialled_again(monkeypatch):
+    peers = await Peers("ann", "bob", "cat").start()
+    refused, dial = set(), MemoryNetwork.open
+
+    async def at_first_too_soon(self, peer, protocol):
+        if protocol.startswith(REDUCE) and (self.me, peer) not in refused:
+            refused.add((self.me, peer))
+            raise DialledTooSoon("dial backoff")
+        return await dial(self, peer, protocol)
+
+    monkeypatch.setattr(network, "_AGAIN", 0.05)
+    monkeypatch.setattr(MemoryNetwork, "open", at_first_too_soon)
+    deltas_of(await peers.average_all())
+    assert len(refused) == 6

@@ -164,7 +164,7 @@ class AllReduce:
         """Send our slice to one reducer, and take the average of it back."""
         part = self.group.part_of(reducer)
         try:
-            stream = await dial(self._network, reducer, REDUCE, self._timeouts.dial)
+            stream = await dial(self._network, reducer, REDUCE, self._timeouts.dial, patient=True)
         except NetworkError as problem:
             raise AttemptFailed(reducer, f"dial failed: {problem}") from problem
         self._open.add(stream)

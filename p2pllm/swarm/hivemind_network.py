@@ -29,7 +29,7 @@ from p2pllm.errors import AddressInUse, AddressInvalid, NetworkDown, NoPeersReac
 from p2pllm.swarm.address_book import AddressBook
 from p2pllm.swarm.daemon import FAILURES, Daemon, DaemonStream, make_folder
 from p2pllm.swarm.identity import Identity
-from p2pllm.swarm.network import Handler, NetworkError, PeerId, Stream, Timeouts
+from p2pllm.swarm.network import DialledTooSoon, Handler, NetworkError, PeerId, Stream, Timeouts
 from p2pllm.swarm.records import is_acceptable
 
 logger = logging.getLogger(__name__)
@@ -173,7 +173,8 @@ class HivemindNetwork:
                 PeerID.from_base58(peer), protocol
             )
         except (*FAILURES, ValueError) as problem:
-            raise NetworkError(f"{peer} cannot be reached: {problem}") from problem
+            kind = DialledTooSoon if "dial backoff" in str(problem) else NetworkError
+            raise kind(f"{peer} cannot be reached: {problem}") from problem
         return DaemonStream(peer, reader, writer)
 
     async def _let_dial(self, peer: PeerId) -> None:

@@ -107,6 +107,7 @@ class Network(Streams, Protocol):
     async def close(self) -> None: ...
 
 
+_AGAIN = 0.3  # seconds
 MESSAGE_LIMIT = 1 << 20  # bytes of one msgpack message; bulk data has its own, exact limits
 
 
@@ -149,11 +150,24 @@ async def send(stream: Stream, frame: bytes | memoryview, timeout: float) -> Non
         raise NetworkError(f"{stream.peer} read nothing for {timeout:.0f} s") from None
 
 
-async def dial(network: Streams, peer: PeerId, protocol: str, timeout: float) -> Stream:
-    """`Network.open` with a deadline in seconds."""
+class DialledTooSoon(NetworkError):
+    """libp2p leaves a peer alone for some seconds after a dial that failed, for example because
+    both called each other at once. It may well be there."""
+
+
+async def dial(
+    network: Streams, peer: PeerId, protocol: str, timeout: float, *, patient: bool = False
+) -> Stream:
+    """`Network.open` with a deadline in seconds. patient: go on trying after DialledTooSoon."""
     try:
         async with asyncio.timeout(timeout):
-            return await network.open(peer, protocol)
+            while True:
+                try:
+                    return await network.open(peer, protocol)
+                except DialledTooSoon:
+                    if not patient:
+                        raise
+                await asyncio.sleep(_AGAIN)
     except TimeoutError:
         raise NetworkError(f"{peer} did not answer within {timeout:.0f} s") from None
 
