@@ -82,7 +82,7 @@ PeerFile = Annotated[
 Threads = Annotated[int | None, typer.Option(help="CPU threads for tensor work.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
 LauncherName = Annotated[
-    Literal["auto", "python", "torchrun"],
+    Literal["auto", "python", "torchrun"] | None,
     typer.Option(
         "--launcher",
         help="One process, or one for each GPU through torchrun; auto: where there are several.",
@@ -140,7 +140,7 @@ def train(
     device: Device = None,
     threads: Threads = None,
     micro_batch: MicroBatch = None,
-    launcher: LauncherName = "auto",
+    launcher: LauncherName = None,
     ranks: RankCount = None,
     output: Output = None,
     config: PeerFile = None,
@@ -158,10 +158,15 @@ def train(
 
     run = load_run(run_file, settings)
     flags = _overrides(
-        name=name, device=device, threads=threads, micro_batch=micro_batch, output=output
+        name=name,
+        device=device,
+        threads=threads,
+        launcher=launcher,
+        micro_batch=micro_batch,
+        output=output,
     )
     peer = load_peer(config, flags)
-    with _as_ranks(launcher, ranks, peer) as (mine, peer):
+    with _as_ranks(ranks, peer) as (mine, peer):
         stop, events = _until_interrupted(), _events()
         from p2pllm.roles import centralized  # slow to import
 
@@ -221,7 +226,7 @@ def join(
     device: Device = None,
     threads: Threads = None,
     micro_batch: MicroBatch = None,
-    launcher: LauncherName = "auto",
+    launcher: LauncherName = None,
     ranks: RankCount = None,
     identity: IdentityFile = None,
     output: Output = None,
@@ -244,6 +249,7 @@ def join(
         data=data,
         device=device,
         threads=threads,
+        launcher=launcher,
         micro_batch=micro_batch,
         identity=identity,
         output=output,
@@ -253,7 +259,7 @@ def join(
     )
     peer = _joining(config, [*flags, *settings])
     with (
-        _as_ranks(launcher, ranks, peer) as (mine, peer),
+        _as_ranks(ranks, peer) as (mine, peer),
         seat_in_run(peer, "trainer", _events(), _until_interrupted()) as seat,
     ):
         from p2pllm.roles.trainer import prepare  # slow to import: be seen by the others first
@@ -402,15 +408,13 @@ def _joining(file: Path | None, settings: list[str]) -> "PeerConfig":
 
 
 @contextmanager
-def _as_ranks(
-    launcher: str, count: int | None, peer: "PeerConfig"
-) -> "Iterator[tuple[Ranks | None, PeerConfig]]":
+def _as_ranks(count: int | None, peer: "PeerConfig") -> "Iterator[tuple[Ranks | None, PeerConfig]]":
     """Within it, this process is the peer's only one (None), or its rank 0. A launcher, and the
     ranks that only follow, end here."""
     from p2pllm.roles import launcher as launching
 
     if not launching.is_launched():
-        wanted = launching.ranks_wanted(launcher, count, peer.device)
+        wanted = launching.ranks_wanted(peer.launcher, count, peer.device)
         if wanted > 1:
             raise typer.Exit(launching.launch(wanted, sys.argv[1:]))
         yield None, peer

@@ -59,6 +59,8 @@ class PeerConfig(Config):
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """Samples in one forward and backward pass; the whole batch when not given. `auto` begins with
     the whole batch, and halves it whenever the device runs out of memory."""
+    launcher: Literal["auto", "python", "torchrun"] = "auto"
+    """One process, or one for each GPU through torchrun; auto: where there are several."""
     gradient_checkpointing: bool = False
     """Compute activations again instead of keeping them: less memory, slower."""
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"

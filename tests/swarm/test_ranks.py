@@ -76,8 +76,9 @@ def test_no_rank_outlives_the_others(shared_processes: Processes, door: Peer, en
     wait_until(lambda: not any(alive(p) for p in family), "all have ended", ENDED)
     code = ann.process.wait(ENDED)
     assert (code == 0) == (end == "Ctrl+C")
-    told = "processes has ended, and so must the others" in ann.printed
-    assert told == end.startswith("rank")
+    if end != "launcher":  # of two that are killed with it, one may yet see the other go
+        told = "processes has ended, and so must the others" in ann.printed
+        assert told == end.startswith("rank")
     assert "Traceback" not in ann.printed
 
 
