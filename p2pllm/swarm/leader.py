@@ -22,6 +22,7 @@ from p2pllm.swarm.network import (
     Streams,
     Timeouts,
     dial,
+    in_background,
     loop_time,
     receive_message,
     send_message,
@@ -163,7 +164,7 @@ class Leader:
         if self._gathering is None or self._gathering.anchor != anchor:
             self._disband(NoGroup("the round is over"))
             self._gathering = Gathering(anchor, self._suspicion.blamed)
-            self._in_background(self._gather(self._gathering))
+            in_background(self._gather(self._gathering), self._tasks)
         seat = Seat(peer, asyncio.get_running_loop().create_future())
         self._gathering.seats[peer] = seat
         self._gathering.silent.pop(peer, None)
@@ -373,12 +374,7 @@ class Leader:
         absent = self._missing(here, view) - set(here.seats) - here.greeted - {self._network.me}
         for peer in absent & dialable:
             here.greeted.add(peer)
-            self._in_background(greet(peer))
-
-    def _in_background(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            in_background(greet(peer), self._tasks)
 
 
 def _for_seat(seat: Seat, outcome: Outcome) -> Outcome:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.link import INSTANT, Line, Link, retransmission
-from p2pllm.swarm.network import Handler, NetworkError, PeerId, Stream, loop_time
+from p2pllm.swarm.network import Handler, NetworkError, PeerId, Stream, in_background, loop_time
 from p2pllm.swarm.records import is_acceptable
 
 Tamper = Callable[[bytes], bytes]
@@ -204,9 +204,7 @@ class MemoryNetwork:
         ours, theirs = _MemoryStream.pair(self._world, self, other)
         self.streams.add(ours)
         other.streams.add(theirs)
-        task = asyncio.ensure_future(other._run(handler, theirs))
-        other.tasks.add(task)
-        task.add_done_callback(other.tasks.discard)
+        in_background(other._run(handler, theirs), other.tasks)
         return ours
 
     async def _run(self, handler: Handler, stream: _MemoryStream) -> None:

@@ -5,7 +5,7 @@ libp2p daemon (`hivemind_network.py`) and over its in-process twin (`memory_netw
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -114,6 +114,13 @@ MESSAGE_LIMIT = 1 << 20  # bytes of one msgpack message; bulk data has its own, 
 def loop_time() -> float:
     """Seconds by the running event loop's clock; a simulation's loop has a clock of its own."""
     return asyncio.get_running_loop().time()
+
+
+def in_background(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    """Run it as one of `tasks`: one without a strong reference may be collected while it runs."""
+    task = asyncio.ensure_future(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 async def send_message(stream: Stream, **fields: Any) -> None:

@@ -33,6 +33,7 @@ from p2pllm.swarm.network import (
     Scoped,
     Stream,
     Timeouts,
+    in_background,
     loop_time,
     receive,
     send_message,
@@ -398,6 +399,4 @@ class Node:
         )
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)  # a task without a strong reference may be collected while it runs
-        task.add_done_callback(self._tasks.discard)
+        in_background(work, self._tasks)

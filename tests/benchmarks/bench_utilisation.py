@@ -90,9 +90,10 @@ def _page(about: dict[str, Any], found: dict[bool, list[float]], chosen: Any) ->
         name = "with overlap" if overlap else "without"
         rows.append([name, f"{middle:.2%}", f"{least:.2%}", f"{bar:.0%}", verdict])
     table = report.table(["averaging", "median", "least", "bar", ""], rows)
+    where = report.setting(about, "Network namespaces")
     return (
-        f"# What part of its time a peer trains\n\n{report.setting(about)}\n\nFour peers, a 16 MB "
-        f"adapter as fp16, local epochs of {chosen.epoch:.0f} s, {chosen.rounds} rounds, lines of "
+        f"# What part of its time a peer trains\n\n{where}\n\nFour peers, a 16 MB adapter as fp16, "
+        f"local epochs of {chosen.epoch:.0f} s, {chosen.rounds} rounds, lines of "
         f"{chosen.mbit:.0f} Mbit/s and {ROUND_TRIP * 1000:.0f} ms round trip.\n\n{table}\n"
     )
 

@@ -143,7 +143,7 @@ def main() -> None:
 def _page(about: dict[str, Any], lines: list[Line]) -> str:
     rows = "\n".join(line.row() for line in lines)
     return (
-        f"# A round and the wire\n\n{report.setting(about)}\n\n"
+        f"# A round and the wire\n\n{report.setting(about, 'Network namespaces')}\n\n"
         "Seconds of the slowest of four peers, "
         f"10 MB of float32, {ROUND_TRIP * 1000:.0f} ms round trip, median (least to most). *Whole*"
         " runs from the end of the local epochs until the last peer has the average. The bar is"

@@ -87,14 +87,14 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [*lines, *map(list, rows)])
 
 
-def setting(facts: dict[str, Any]) -> str:
+def setting(facts: dict[str, Any], lines: str = "Loopback") -> str:
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items())
     facts.setdefault("load_after", list(os.getloadavg()))
     loads = [f"{facts[when][0]:.1f}" for when in ("load_before", "load_after")]
     return (
         f"`{facts['command']}`, {facts['date']}, {facts['cores']} cores of {facts['cpu']}, "
         f"{facts['system']}, {versions}; load {loads[0]} before and {loads[1]} after. "
-        "Loopback, one thread per process, real libp2p daemons."
+        f"{lines}, one thread per process, real libp2p daemons."
     )
 
 
