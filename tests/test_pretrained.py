@@ -20,6 +20,7 @@ from p2pllm.model.draws import uniform
 from p2pllm.model.pretrained import choose_device, load_base, locate
 from p2pllm.model.random_init import random_model
 from p2pllm.model.weights import weights_sha256
+from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.loss import counted, summed_loss
 
 
@@ -190,6 +191,23 @@ def test_a_quantised_base_trains_an_adapter_on_the_cpu(tiny_model, rows, quantiz
     assert all(g.dtype == torch.float32 for g in gradients)
     assert all(bool(g.isfinite().all()) for g in gradients)
     assert sum(float(g.norm()) for g in gradients) > 0
+
+
+def test_a_quantised_base_has_the_same_gradients_after_an_evaluation(tiny_model, rows):
+    model = tiny_model.model_copy(update={"quantization": "nf4", "dtype": "bfloat16"})
+    base = load_base(model, seed=1, device="cpu")
+    adapter = attach_adapter(base, LoraConfig(r=4, dropout=0), seed=1)
+
+    def gradients():
+        adapter.model.train()
+        adapter.model.zero_grad(set_to_none=True)
+        summed_loss(adapter, rows).backward()
+        return [p.grad for p in adapter.parameters.values()]
+
+    before = gradients()
+    Evaluator(adapter, rows, batch_size=4).evaluate(adapter.values())
+    after = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 def test_two_at_once_make_a_thing_once():

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from bitsandbytes.nn.modules import Linear4bit
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -80,6 +81,7 @@ def load_base(model: ModelConfig, seed: int, device: str = "auto", attention: st
     loaded = _load(model, folder, place, attention)
     loaded.requires_grad_(False)
     loaded.eval()
+    _keep_trainable(loaded)
     return Base(loaded, tokenizer, found, folder, name, model.revision)
 
 
@@ -184,6 +186,15 @@ def _quantization(model: ModelConfig, device: torch.device) -> BitsAndBytesConfi
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.float32 if narrow else DTYPES[model.dtype],
     )
+
+
+def _keep_trainable(model: PreTrainedModel) -> None:
+    """Where a CPU has AVX512-BF16, bitsandbytes (0.50) packs 4-bit weights at the first evaluation
+    for a kernel that passes no gradient on, and never unpacks them: after it, training would go on
+    with wrong gradients. So it is not to pack them."""
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _first_line(error: Exception) -> str:
