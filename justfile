@@ -65,6 +65,10 @@ bench-step *ARGS: setup
 bench-utilisation *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_utilisation "$@"
 
+# Compares what a swarm learns with what one machine does, by setting: half an hour, or --quick
+bench-learning *ARGS: setup
+    .venv/bin/python -m tests.benchmarks.bench_learning "$@"
+
 # Runs 300 rounds and prints what grows: memory, threads, open files, processes
 bench-leaks *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_leaks "$@"

@@ -57,6 +57,7 @@ SETTINGS = (
     "evaluation.every=2",
     "evaluation.max_rows=32",
 )
+QUICK = ("rounds=2", "training.local.steps=1", "evaluation.max_rows=8")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Case:
     name: str
     split: Literal["none", "iid", "modules"]  # none: one machine
     settings: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = SEEDS
     peers: int = PEERS  # whose work one machine does
+    once: bool = False  # with one seed only
 
 
 CASES = (
@@ -81,14 +82,10 @@ CASES = (
     Case("outer: nesterov", "modules", ("averaging.outer=nesterov",)),
     Case("compression: int8", "modules", ("averaging.compression=int8",)),
 )
+FLOAT32 = ("model.dtype=float32", "rounds=2")
 QUANTIZED = (
-    Case("base: float32", "none", ("model.dtype=float32", "rounds=2"), SEEDS[:1]),
-    Case(
-        "base: nf4",
-        "none",
-        ("model.dtype=float32", "model.quantization=nf4", "rounds=2"),
-        SEEDS[:1],
-    ),
+    Case("base: float32", "none", FLOAT32, once=True),
+    Case("base: nf4", "none", (*FLOAT32, "model.quantization=nf4"), once=True),
 )
 
 
@@ -204,27 +201,26 @@ def play_all(jobs: Sequence[Job], held_out_rows: int, found: dict[str, Any], whe
             )
 
 
-def planned(quick: bool, settings: Sequence[str]) -> list[Job]:
+def planned(seeds: Sequence[int], settings: Sequence[str]) -> list[Job]:
     """Seed by seed, so that whoever ends it early has whole comparisons."""
-    short = ("rounds=2", "training.local.steps=1", "evaluation.max_rows=8") if quick else ()
-    seeds = SEEDS[:1] if quick else SEEDS
-    words = (f"rounds={ROUNDS}", *short, *settings)
-    cases = [
-        (case, seed)
+    return [
+        Job(case, seed, (f"rounds={ROUNDS}", *settings))
         for seed, case in itertools.product(seeds, (*CASES, *QUANTIZED))
-        if seed in case.seeds
+        if seed == seeds[0] or not case.once
     ]
-    return [Job(case, seed, words) for case, seed in cases]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-learning", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a smoke run: 1 seed, 2 short rounds")
     parser.add_argument("--results", type=Path, help="folder; --quick writes to a temporary one")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
     parser.add_argument("--cases", nargs="+", metavar="CASE", help="only these rows of the table")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     chosen = parser.parse_args()
-    jobs = planned(chosen.quick, chosen.settings)
+    short = QUICK if chosen.quick else ()
+    seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
+    jobs = planned(seeds, (*short, *chosen.settings))
     if chosen.cases:
         jobs = [job for job in jobs if job.case.name in chosen.cases]
     where = chosen.results or (Path(tempfile.mkdtemp()) if chosen.quick else RESULTS)

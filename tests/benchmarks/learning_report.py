@@ -135,7 +135,7 @@ def _table(runs: Sequence[Run]) -> str:
     for name, mine in by_case(runs).items():
         if name.startswith("base: "):
             continue
-        travelled = [sum(r["bytes_per_peer"] for r in run["rounds"]) / 1e6 for run in _swarms(mine)]
+        travelled = [_total(run) / 1e6 for run in _swarms(mine)]
         errors = [statistics.median(r["error"] for r in run["rounds"]) for run in _swarms(mine)]
         rows.append(
             [
@@ -212,9 +212,13 @@ def _swarms(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if "rounds" in run]
 
 
+def _total(run: Run) -> float:
+    return float(sum(r["bytes_per_peer"] for r in run["rounds"]))
+
+
 def _bytes(runs: Sequence[Run], name: str) -> float:
     mine = [run for run in _swarms(runs) if run["case"] == name]
-    return statistics.mean(sum(r["bytes_per_peer"] for r in run["rounds"]) for run in mine)
+    return statistics.mean(_total(run) for run in mine)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
