@@ -34,7 +34,7 @@ def test_a_swarm_of_one_learns_what_its_learner_does(tiny_adapter, rows):
     swarm = OneProcessSwarm(run, tiny_adapter, sources(rows, 1))
     played = [swarm.play_round() for _ in range(2)]
     tiny_adapter.adopt(tiny_adapter.initial_values(run.seed))
-    learner = Learner(tiny_adapter, *sources(rows, 1), run)
+    learner = Learner(tiny_adapter, sources(rows, 1)[0], run)
     for round in range(2):
         learner.train(round, lambda step: None, lambda: False)
     swarm.close()
@@ -99,7 +99,7 @@ def test_the_page_says_plainly_what_is_not_met_and_what_follows():
             "load_after": [0.0],
         },
         "plan": {"peers": 4, "rounds": 4, "curve_rows": 32}
-        | config.model_dump(mode="json", include={"training", "lora", "data"}),
+        | config.model_dump(mode="json", include={"training", "averaging", "lora", "data"}),
         "runs": [
             told("one machine", 1, 3.0),
             told("4 peers, IID", 1, 3.02),

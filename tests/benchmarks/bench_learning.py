@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,12 +71,13 @@ class Case:
     once: bool = False  # with one seed only
 
 
+DEFAULT = Case("4 peers, by module", "modules")
 CASES = (
     Case("one machine", "none"),
     # As many updates as a swarm's peers make, each from four times the rows.
     Case("one machine, batch 16", "none", ("training.batch_size=16",), peers=1),
     Case("4 peers, IID", "iid"),
-    Case("4 peers, by module", "modules"),
+    DEFAULT,
     Case("lora: freeze_a", "modules", ("averaging.lora=freeze_a",)),
     Case("lora: alternate", "modules", ("averaging.lora=alternate",)),
     Case("outer: nesterov", "modules", ("averaging.outer=nesterov",)),
@@ -185,20 +186,20 @@ def last_loss(
 
 
 def play_all(jobs: Sequence[Job], held_out_rows: int, found: dict[str, Any], where: Path) -> None:
-    """In two processes. What is known is written after each."""
+    """In two processes; what is known is written after each."""
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
+    pool = ProcessPoolExecutor(2, mp_context=context)
+    try:
         for future in as_completed([pool.submit(play, job, held_out_rows) for job in jobs]):
             told = future.result()
             found["runs"].append(told)
             found["about"]["load_after"] = list(os.getloadavg())
             save(where, "learning", markdown(found), found)
+            what = f"{told['case']}, seed {told['seed']}: loss {told['loss']:.4f}"
             known = f"{len(found['runs'])} of {len(jobs)}"
-            print(
-                f"{known}: {told['case']}, seed {told['seed']}: loss {told['loss']:.4f} "
-                f"after {told['samples']} samples, {told['seconds']:.0f} s",
-                flush=True,
-            )
+            print(f"{known}: {what}, {told['seconds']:.0f} s", flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def planned(seeds: Sequence[int], settings: Sequence[str]) -> list[Job]:
@@ -215,40 +216,33 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a smoke run: 1 seed, 2 short rounds")
     parser.add_argument("--results", type=Path, help="folder; --quick writes to a temporary one")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
-    parser.add_argument("--cases", nargs="+", metavar="CASE", help="only these rows of the table")
+    names = [case.name for case in (*CASES, *QUANTIZED)]
+    parser.add_argument("--cases", nargs="+", choices=names, help="only these rows of the table")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     chosen = parser.parse_args()
     short = QUICK if chosen.quick else ()
     seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
     jobs = planned(seeds, (*short, *chosen.settings))
-    if chosen.cases:
-        jobs = [job for job in jobs if job.case.name in chosen.cases]
+    run = replace(jobs[0], case=DEFAULT).run
+    jobs = [job for job in jobs if job.case.name in (chosen.cases or names)]
     where = chosen.results or (Path(tempfile.mkdtemp()) if chosen.quick else RESULTS)
     command = shlex.join(["python", "-m", "tests.benchmarks.bench_learning", *sys.argv[1:]])
-    run = jobs[0].run
     locate(run.model, run.seed)  # once, before two processes want it
     found: dict[str, Any] = {"about": about(command), "plan": plan_of(run), "runs": []}
     began = time.monotonic()
     play_all(jobs, 16 if chosen.quick else HELD_OUT_ROWS, found, where)
     found["about"]["minutes"] = (time.monotonic() - began) / 60
-    text = markdown(found)
-    save(where, "learning", text, found)
+    save(where, "learning", markdown(found), found)
     save_plot(where / "learning.png", found)
-    print(text)
-    print(f"written to {where}")
+    print(f"{markdown(found)}\nwritten to {where}")
 
 
 def plan_of(run: RunConfig) -> dict[str, Any]:
     """What the page says of all rows."""
-    return {
-        "peers": PEERS,
-        "rounds": run.rounds,
-        "training": run.training.model_dump(mode="json"),
-        "lora": run.lora.model_dump(mode="json"),
-        "averaging": run.averaging.model_dump(mode="json"),
-        "data": run.data.model_dump(mode="json"),
-        "curve_rows": run.evaluation.max_rows,
-    }
+    agreed = run.model_dump(
+        mode="json", include={"rounds", "training", "lora", "averaging", "data"}
+    )
+    return agreed | {"peers": PEERS, "curve_rows": run.evaluation.max_rows}
 
 
 if __name__ == "__main__":

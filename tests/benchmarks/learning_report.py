@@ -17,8 +17,9 @@ NOT_WORSE = 1.005  # mean ratio up to which fewer bytes are worth it
 SETTING = (
     "{peers} peers, {rounds} rounds of {steps} steps of {batch} rows each; LoRA rank {r} on "
     "{target}; AdamW, peak learning rate {rate:g}, {schedule}, {warmup:g} rounds of warm-up; rows "
-    "of at most {length} tokens, loss on the answers. Few rounds, a small model and short rows: "
-    "what a run of thousands of steps would show may differ."
+    "of at most {length} tokens, loss on the answers. Averaging by default: lora {lora}, outer "
+    "{outer}, compression {compression}, robust {robust}. Rounds are few, the model is small and "
+    "rows are short: what a run of thousands of steps would show may differ."
 )
 METHOD = """\
 Loss is that of the last adapter on {rows} held-out rows ({tokens} tokens) of modules of Python's
@@ -61,6 +62,7 @@ def save_plot(path: Path, found: dict[str, Any]) -> None:
     """Held-out loss by round, mean and range over the seeds, on the rows of the curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
@@ -74,6 +76,7 @@ def save_plot(path: Path, found: dict[str, Any]) -> None:
         line = axes.plot(rounds, [statistics.mean(c) for c in columns], marker="o", label=name)
         low, high = [min(c) for c in columns], [max(c) for c in columns]
         axes.fill_between(rounds, low, high, color=line[0].get_color(), alpha=0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("rounds")
     axes.set_ylabel(f"loss on {found['plan']['curve_rows']} held-out rows")
     axes.set_title("Mean over the seeds, and their range")
@@ -99,7 +102,7 @@ def ratios(runs: Sequence[Run], name: str, other: str) -> list[float]:
 
 
 def _setting(plan: dict[str, Any]) -> str:
-    training, target = plan["training"], plan["lora"]["target"]
+    training, averaging, target = plan["training"], plan["averaging"], plan["lora"]["target"]
     return SETTING.format(
         peers=plan["peers"],
         rounds=plan["rounds"],
@@ -111,6 +114,7 @@ def _setting(plan: dict[str, Any]) -> str:
         schedule=training["schedule"],
         warmup=training["warmup_rounds"],
         length=plan["data"]["max_length"],
+        **{name: averaging[name] for name in ("lora", "outer", "compression", "robust")},
     )
 
 
