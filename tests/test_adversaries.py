@@ -131,19 +131,19 @@ class Lied(Peers):
 
     def send_instead(self, frame: Callable[[bytes], bytes]) -> None:
         def change(attempt: AllReduce) -> None:
-            honest = attempt._encoded
-            attempt._encoded = lambda piece: frame(honest(piece))  # type: ignore[method-assign]
+            honest = attempt.work.encoded
+            attempt.work.encoded = lambda piece: frame(honest(piece))  # type: ignore[method-assign]
 
         self.in_reducing(change)
 
     def reduce_to(self, frame: Callable[[bytes], bytes]) -> None:
         def change(attempt: AllReduce) -> None:
-            give = attempt._give_to_all
+            give = attempt.work.pass_on
 
             def lying(at: int, average: bytes | None) -> None:
                 give(at, average if average is None else frame(average))
 
-            attempt._give_to_all = lying  # type: ignore[method-assign]
+            attempt.work.pass_on = lying  # type: ignore[method-assign]
 
         self.in_reducing(change)
 
@@ -272,7 +272,7 @@ async def test_a_reducer_that_only_ever_says_wait_is_left_out():
     peers = await Lied().start()
 
     def stall(attempt: AllReduce) -> None:
-        attempt._give_to_all = lambda at, average: None  # type: ignore[method-assign]
+        attempt.work.pass_on = lambda at, average: None  # type: ignore[method-assign]
 
     peers.in_reducing(stall)
     told = await peers.play()

@@ -54,7 +54,8 @@ class DelayLine:
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._take(self._socket.recv(4096))
-        now, due = time.monotonic(), []
+        now = time.monotonic()
+        due: list[bytes] = []
         while self._held and self._held[0][0] <= now and len(due) < self._AT_ONCE:
             due.append(self._verdict + heapq.heappop(self._held)[1])
         if due:

@@ -17,15 +17,15 @@ def declared(lie: str, mine: Member) -> Member:
 
 def corrupt(lie: str, attempt: AllReduce) -> None:
     """Change what it sends and gives back in one all-reduce."""
-    encoded, give = attempt._encoded, attempt._give_to_all
+    encoded, give = attempt.work.encoded, attempt.work.pass_on
     if lie == "nan":
-        attempt._encoded = lambda piece: _scaled(encoded(piece), np.nan)  # type: ignore[method-assign]
+        attempt.work.encoded = lambda piece: _scaled(encoded(piece), np.nan)  # type: ignore[method-assign]
     elif lie == "garbage":
 
         def gives(at: int, average: Any) -> None:
             give(at, average and _scaled(average, 1000.0))
 
-        attempt._give_to_all = gives  # type: ignore[method-assign]
+        attempt.work.pass_on = gives  # type: ignore[method-assign]
 
 
 def _scaled(frame: bytes, by: float) -> bytes:

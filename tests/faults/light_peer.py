@@ -25,7 +25,7 @@ from p2pllm.config.run import AveragingConfig, DataConfig, Deadline, ModelConfig
 from p2pllm.events import Events
 from p2pllm.roles.bootstrap import bootstrap
 from p2pllm.roles.entry import seat_in_run
-from p2pllm.swarm import allreduce, network
+from p2pllm.swarm import exchange, network
 from p2pllm.swarm.allreduce import AllReduce
 from p2pllm.swarm.codec import CHUNK, encoded_size
 from p2pllm.swarm.lobby import Lobby
@@ -117,10 +117,10 @@ def install(script: Script, by_line: bool) -> None:
         hold(self, anchor, state, size, **said)
 
     if not by_line:
-        allreduce._TIMED = sys.maxsize
+        exchange._TIMED = sys.maxsize
     Lobby.join, AllReduce.run = joined, ran  # type: ignore[method-assign]
     Swarm.hold = holds  # type: ignore[method-assign]
-    allreduce.send = sends  # type: ignore[attr-defined]
+    exchange.send = sends  # type: ignore[attr-defined]
 
 
 def live(orders: Orders) -> None:
