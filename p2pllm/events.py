@@ -122,6 +122,17 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AggregationMeasured(Event):
+    """The aggregator knows, of the round that made adapter `round`, how far the average of A and B
+    apart is from the average of what they do: ||mean(BA) - mean(B)mean(A)|| / ||mean(BA)||."""
+
+    round: int
+    error: float  # an estimate: see p2pllm.training.aggregation
+    peers: list[str]  # those whose sketches were read
+    members: int  # how many averaged
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerEvaluated(Event):
     """This trainer measured a held-out loss: of its own work before an average, or of the adapter
     after it. Both have the number of the adapter that the average makes."""

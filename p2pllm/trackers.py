@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from p2pllm.config.peer import PeerConfig, TrackingConfig
 from p2pllm.errors import TrackerFailed, TrackerMissing
 from p2pllm.events import (
+    AggregationMeasured,
     Evaluated,
     EvaluationSeen,
     Event,
@@ -23,7 +24,14 @@ from p2pllm.events import (
 
 log = logging.getLogger(__name__)
 
-_WITH_NUMBERS = (StepDone, RoundCommitted, Evaluated, EvaluationSeen, TrainerEvaluated)
+_WITH_NUMBERS = (
+    StepDone,
+    RoundCommitted,
+    AggregationMeasured,
+    Evaluated,
+    EvaluationSeen,
+    TrainerEvaluated,
+)
 _PLACES = ("time", "round", "step", "steps")  # say where an event belongs, and are not drawn
 
 

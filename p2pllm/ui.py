@@ -141,7 +141,7 @@ def status_json(view: SwarmView) -> dict[str, Any]:
     """The same for programs."""
     return {
         "aggregator": view.aggregator,
-        "peers": [p.model_dump() for p in view.peers],
+        "peers": [p.model_dump(exclude={"sketch"}) for p in view.peers],
         "results": [r.model_dump() for r in view.results],
     }
 
@@ -239,6 +239,10 @@ _TELLERS = {
     "evaluated": lambda row: (
         f"[cyan]round {row['round']}: held-out loss {_loss(row)}[/] "
         f"({row['rows']} rows, {row['seconds']:.1f} s)"
+    ),
+    "aggregation_measured": lambda row: (
+        f"round {row['round']}: aggregation error {100 * row['error']:.3g} %"
+        f" (of {len(row['peers'])} of {row['members']} peers)"
     ),
     "trainer_evaluated": lambda row: (
         f"[cyan]round {row['round']}: held-out loss {_loss(row)} here[/], {row['when']} the average"

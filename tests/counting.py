@@ -103,6 +103,7 @@ def counting_adapter(size: int) -> Any:
         base=SimpleNamespace(name="none", weights_sha256=""),
         size=size,
         initial_values=lambda seed: np.zeros(size, np.float32),
+        tensors=_tensors,
         save=_save,
     )
 
@@ -124,6 +125,12 @@ def counting_aggregator(seat: Seat, size: int) -> Aggregator:
         return EvaluationResult(loss=float(values.mean()), rows=1, tokens=1, seconds=0.0)
 
     return Aggregator(seat, counting_adapter(size), cast(Any, SimpleNamespace(evaluate=evaluate)))
+
+
+def _tensors(values: Any) -> dict[str, Any]:
+    """One module of rank 1."""
+    a, b = np.split(values, [len(values) // 3])
+    return {"m.lora_A.weight": a[None, :], "m.lora_B.weight": b[:, None]}
 
 
 def _save(folder: Path, values: Any) -> None:

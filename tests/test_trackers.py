@@ -8,7 +8,14 @@ import pytest
 
 from p2pllm.config.peer import PeerConfig, TrackingConfig
 from p2pllm.errors import TrackerFailed, TrackerMissing
-from p2pllm.events import EvaluationSeen, RoundCommitted, StepDone, TrainerEvaluated, Trouble
+from p2pllm.events import (
+    AggregationMeasured,
+    EvaluationSeen,
+    RoundCommitted,
+    StepDone,
+    TrainerEvaluated,
+    Trouble,
+)
 from p2pllm.trackers import Tracked, Tracking, numbers, open_trackers
 
 STEP = StepDone(round=1, step=2, steps=3, loss=3.5, learning_rate=0.1, tokens_per_second=9)
@@ -81,6 +88,12 @@ def test_the_numbers_have_the_names_of_the_journal():
     assert committed["round_committed/left_out"] == 1
     assert not {key for key in committed if key.endswith(("/digest", "/round", "/time"))}
     assert numbers(AFTER)["trainer_evaluated_after/loss"] == 3.0
+    measured = AggregationMeasured(round=2, error=0.01, peers=["ann", "bob"], members=3)
+    assert numbers(measured) == {
+        "aggregation_measured/error": 0.01,
+        "aggregation_measured/peers": 2,
+        "aggregation_measured/members": 3,
+    }
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])

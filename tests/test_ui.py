@@ -9,7 +9,15 @@ from rich.console import Console
 
 from p2pllm.charts import loss_chart, save_loss_png
 from p2pllm.cli import _addresses
-from p2pllm.events import CaughtUp, Evaluated, Opened, RoundCommitted, StepDone, Trouble
+from p2pllm.events import (
+    AggregationMeasured,
+    CaughtUp,
+    Evaluated,
+    Opened,
+    RoundCommitted,
+    StepDone,
+    Trouble,
+)
 from p2pllm.swarm.records import Progress, Result
 from p2pllm.swarm.rounds import SwarmView
 from p2pllm.ui import (
@@ -77,6 +85,11 @@ def test_a_loss_that_is_no_number_is_said_in_words():
     evaluated = Evaluated(round=1, digest="d", loss=math.nan, rows=8, seconds=1.0)
     assert "held-out loss not a number" in describe(evaluated.as_row())
     assert "held-out loss not a number" in describe({**evaluated.as_row(), "loss": None})
+
+
+def test_the_aggregation_error_is_told_with_the_peers_that_it_is_of():
+    row = AggregationMeasured(round=3, error=0.01239, peers=["ann", "bob"], members=3).as_row()
+    assert describe(row) == "round 3: aggregation error 1.24 % (of 2 of 3 peers)"
 
 
 def step(number):

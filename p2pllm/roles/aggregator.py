@@ -18,6 +18,7 @@ from p2pllm.roles.entry import (
     load_base_model,
     working,
 )
+from p2pllm.roles.sketches import Sketches
 from p2pllm.swarm.node import Missed
 from p2pllm.swarm.records import Result, Results
 from p2pllm.swarm.rounds import Anchor, CatchUp, SwarmView, agreed_anchor, coverage_of, donors_of
@@ -42,6 +43,7 @@ class Aggregator:
         self._results: dict[int, Result] = {}
         self._is_published = True
         self._saved: Anchor | None = None
+        self._sketches = Sketches(seat.events)
         self._resume()
 
     def run(self) -> None:
@@ -51,7 +53,8 @@ class Aggregator:
             view = self._swarm.view()
             self._check_designation(view)
             agreed = agreed_anchor(self._anchor, view)
-            if not self._follow(agreed or self._anchor, view):
+            is_there = self._follow(agreed or self._anchor, view)
+            if not is_there or not self._sketches.are_complete(self._anchor, view):
                 self._seat.stop.wait(_PAUSE)
                 continue
             self._evaluate_if_due()

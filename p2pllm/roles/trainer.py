@@ -28,6 +28,7 @@ from p2pllm.roles.entry import (
 from p2pllm.roles.leases import Rows, open_rows
 from p2pllm.roles.own_evaluation import OwnEvaluation, own_evaluator
 from p2pllm.swarm.node import Averaged, Contribution, Missed
+from p2pllm.swarm.records import Sketch
 from p2pllm.swarm.rounds import (
     Anchor,
     Average,
@@ -40,6 +41,7 @@ from p2pllm.swarm.rounds import (
     next_action,
 )
 from p2pllm.swarm.swarm import Pending
+from p2pllm.training import aggregation
 from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.learner import Learner, Work
@@ -199,7 +201,8 @@ class Trainer:
             self._ahead = None
         progress = self._learner.values() - self._offered.values if self._ahead else None
         work, round, view = self._work, self._anchor.round, self._swarm.view(_RECENT)
-        self._hold(round + 1, self._outer.step(self._state, outcome.delta, part))
+        sketch = self._sketch(outcome)
+        self._hold(round + 1, self._outer.step(self._state, outcome.delta, part), sketch)
         if progress is not None:  # what we learnt meanwhile stays, on top of the average
             self._learner.adopt(self._learner.values() + progress)
         if self._carried is not None:  # its rows are accounted for, also where it waits
@@ -270,14 +273,29 @@ class Trainer:
 
     # ---- their parts
 
-    def _hold(self, round: int, state: Values) -> None:
-        """Go on from this adapter, and let others have it."""
+    def _hold(self, round: int, state: Values, sketch: Sketch | None = None) -> None:
+        """Go on from this adapter, and let others have it. sketch: our part in what made it."""
         self._anchor, self._state = Anchor(round, digest_of(state)), state
         self._work = self._offered = None
         self._learner.adopt(self._outer.values(state))
         part = self._learner.part(round)
         said = {"coverage": self._rows.coverage, "shards": self._rows.leases}
-        self._swarm.hold(self._anchor, state, part.stop - part.start, **said)
+        self._swarm.hold(self._anchor, state, part.stop - part.start, sketch=sketch, **said)
+
+    def _sketch(self, outcome: Averaged) -> Sketch | None:
+        """Our part in this round's aggregation error, of what we offered as it counted, cut down
+        where it was; the aggregator adds the members' up. None where we were alone."""
+        assert self._anchor is not None
+        assert self._offered is not None
+        group, offer, me = outcome.group, self._offered.offer, self._swarm.me
+        if len(group.members) < 2:
+            return None
+        mine, average = (self._outer.values(self._state).copy() for _ in range(2))
+        mine[offer.part] += np.float32(group.scales()[me]) * offer.delta
+        average[offer.part] += outcome.delta
+        seed, round = self._run.seed, self._anchor.round + 1
+        numbers = aggregation.sketch(self._adapter, mine, average, seed, round)
+        return Sketch.of(group.weights()[me], len(group.members), numbers)
 
     def _offer(self) -> Offer:
         assert self._work is not None

@@ -78,12 +78,18 @@ class Group:
         Every reducer computes this alike from the declared numbers, so a member's contribution is
         scaled by one number over the whole adapter.
         """
-        weights = {m.peer: min(m.weight, self._most("weight", m)) for m in self.members}
-        total = sum(weights.values())
-        return {
-            m.peer: weights[m.peer] / total * min(1.0, self._most("norm", m) / (m.norm or 1.0))
-            for m in self.members
-        }
+        weights, scales = self.weights(), self.scales()
+        return {peer: weights[peer] * scales[peer] for peer in self.peers}
+
+    def weights(self) -> dict[PeerId, float]:
+        """Each member's share of the weights; together they are 1."""
+        counted = {m.peer: min(m.weight, self._most("weight", m)) for m in self.members}
+        total = sum(counted.values())
+        return {peer: weight / total for peer, weight in counted.items()}
+
+    def scales(self) -> dict[PeerId, float]:
+        """By what each member's delta is multiplied so that its norm is within bounds."""
+        return {m.peer: min(1.0, self._most("norm", m) / (m.norm or 1.0)) for m in self.members}
 
     def longest_average(self, reducer: PeerId) -> float:
         """The largest norm that an honest average of a part can have, rounding left aside.

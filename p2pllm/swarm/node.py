@@ -198,7 +198,7 @@ class Node:
         if peer.peer not in known.group.peers or peer.round != known.group.anchor.round:
             return peer
         news = {"round": known.anchor.round, "digest": known.anchor.digest, "state": "training"}
-        return peer.model_copy(update={**news, "coverage": ()})
+        return peer.model_copy(update={**news, "coverage": (), "sketch": None})
 
     async def leave(self) -> None:
         for task in list(self._tasks):

@@ -4,11 +4,13 @@ A record is an envelope around one of the models below. The envelope is bound to
 author and its end of life, so it can be neither forged, nor moved, nor replayed after it expired.
 """
 
+import base64
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgpack
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from p2pllm.swarm.codec import Floats, decode, encode, encoded_size
 from p2pllm.swarm.identity import Identity, is_signed_by
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.network import PeerId
@@ -43,6 +45,28 @@ Shard = Annotated[int, Field(ge=0, lt=4096)]
 Position = Annotated[int, Field(ge=0, lt=2**53)]
 
 
+class Sketch(Record):
+    """A member's part in the aggregation error of the round that made the adapter it holds, as the
+    aggregator adds it up: numbers that mean nothing here, with one byte for each."""
+
+    weight: float = Field(gt=0, le=1, allow_inf_nan=False)  # its share of the group's
+    members: int = Field(ge=1, le=4096)  # of the group
+    numbers: str = Field(max_length=1024)  # base64 of int8 blocks
+
+    @classmethod
+    def of(cls, weight: float, members: int, numbers: Floats) -> "Sketch":
+        coded = base64.b64encode(encode(numbers, "int8")).decode()
+        return cls(weight=weight, members=members, numbers=coded)
+
+    def unpacked(self, size: int) -> Floats | None:
+        """(size,) float32, perhaps not finite; None where it is something else."""
+        try:
+            frame = base64.b64decode(self.numbers, validate=True)
+        except ValueError:
+            return None
+        return decode(frame, "int8") if len(frame) == encoded_size(size, "int8") else None
+
+
 class Progress(Record):
     """What one peer says of itself. The swarm's view is derived from these and nothing else."""
 
@@ -57,6 +81,7 @@ class Progress(Record):
     speed: float = Field(0.0, ge=0, allow_inf_nan=False)  # samples per second
     shards: tuple[Shard, ...] = Field((), max_length=64)  # the leased parts of the rows
     coverage: tuple[Position, ...] = Field((), max_length=4096)  # of the adapter it holds
+    sketch: Sketch | None = None  # of the round that made the adapter it holds
     dialable: bool = True
     addresses: list[Annotated[str, Field(max_length=256)]] = Field([], max_length=4)  # multiaddrs
     expires: float = Field(0.0, allow_inf_nan=False)  # DHT time, seconds; set when it is signed

@@ -116,6 +116,15 @@ def test_the_base_model_and_the_last_round_were_evaluated(played):
     assert losses[ROUNDS] < losses[0]
 
 
+def test_the_aggregator_reports_the_aggregation_error(played):
+    reports = {row["round"]: row for row in played.judge.events("aggregation_measured")}
+    assert reports.keys() <= set(range(1, ROUNDS + 1))  # it may have been busy with an evaluation
+    for row in reports.values():
+        assert 0 < row["error"] < 1
+        assert row["members"] == 3
+    assert reports[ROUNDS]["peers"] == ["ann", "bob", "cat"]
+
+
 def test_trainers_see_the_results_of_the_designated_aggregator(played):
     announced = {row["round"]: row["loss"] for row in played.judge.events("evaluated")}
     for trainer in played.trainers:
