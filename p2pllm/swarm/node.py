@@ -19,9 +19,10 @@ from p2pllm.errors import P2PLLMError
 from p2pllm.swarm.allreduce import REDUCE, AllReduce
 from p2pllm.swarm.codec import Floats
 from p2pllm.swarm.desk import Desk
+from p2pllm.swarm.gathering import NoGroup
 from p2pllm.swarm.group import Group, Member
 from p2pllm.swarm.identity import Identity
-from p2pllm.swarm.leader import HELLO, JOIN, NoGroup
+from p2pllm.swarm.leader import HELLO, JOIN
 from p2pllm.swarm.lobby import Lobby
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.network import (
