@@ -61,7 +61,7 @@ def open_rows(
     """The held-out rows where they come along, and the rows to train on: the peer's own files where
     it has some, else the run's data set.
 
-    Raises: any letter of the data section in `p2pllm.errors`.
+    Raises: any letter in `p2pllm.errors.data`.
     """
     run, values = seat.manifest.run, path_values(seat.manifest, seat.config)
     if files := [filled(path, values) for path in seat.config.data]:
