@@ -1,31 +1,36 @@
 """The command line. It parses, and calls; heavy imports happen inside the commands, so that help
-comes at once."""
+comes at once. Parameters that no command's body names are keys of the peer: `peer_from` reads them.
+"""
 
-import atexit
-import json
-import logging
-import os
-import re
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
 from p2pllm import __version__
-from p2pllm.cli_config import Settings, config_app
+from p2pllm.cli_config import config_app
 from p2pllm.cli_data import data_app
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from p2pllm.config.peer import PeerConfig
-    from p2pllm.events import Events
-    from p2pllm.training.ranks import Ranks
+from p2pllm.cli_look import explain, rounds, status
+from p2pllm.cli_options import (
+    AnnounceMaddrs,
+    Device,
+    HostMaddrs,
+    IdentityFile,
+    InitialPeers,
+    LauncherName,
+    MicroBatch,
+    Name,
+    Output,
+    PeerFile,
+    RankCount,
+    RunId,
+    Settings,
+    Threads,
+    Verbose,
+    peer_from,
+    require_initial_peers,
+)
+from p2pllm.cli_process import as_ranks, console, events, log, until_interrupted
 
 app = typer.Typer(
     name="p2pllm",
@@ -39,62 +44,6 @@ app.add_typer(config_app, name="config", rich_help_panel="Configuration")
 app.add_typer(data_app, name="data", rich_help_panel="Configuration")
 
 TRY, TAKE_PART, LOOK = "Try it", "Take part", "Look"
-
-InitialPeers = Annotated[
-    list[str],
-    typer.Option(
-        "--initial-peers",
-        envvar="P2PLLM_INITIAL_PEERS",
-        metavar="ADDR",
-        help="Multiaddr of a peer of the swarm. Repeat it, or separate several by commas.",
-    ),
-]
-RunId = Annotated[
-    str | None,
-    typer.Option("--run", envvar="P2PLLM_RUN", help="Which run, where the swarm has several."),
-]
-Name = Annotated[
-    str | None,
-    typer.Option(envvar="P2PLLM_NAME", help="How others see this peer. Default: the host name."),
-]
-IdentityFile = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="P2PLLM_IDENTITY",
-        help="Private key file; made when it does not exist. "
-        "Default: <output>/identities/<name>.key",
-    ),
-]
-Output = Annotated[
-    Path | None,
-    typer.Option(envvar="P2PLLM_OUTPUT", help="Where everything is written. Default: runs"),
-]
-HostMaddrs = Annotated[
-    list[str], typer.Option(metavar="ADDR", help="Listen here. Default: a free port.")
-]
-AnnounceMaddrs = Annotated[
-    list[str],
-    typer.Option(metavar="ADDR", help="Tell others these addresses (port forwarding, NAT)."),
-]
-PeerFile = Annotated[
-    Path | None, typer.Option("--config", envvar="P2PLLM_CONFIG", help="This peer's YAML file.")
-]
-Threads = Annotated[int | None, typer.Option(help="CPU threads for tensor work.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, mps, cuda or cuda:N.")]
-LauncherName = Annotated[
-    Literal["auto", "python", "torchrun"] | None,
-    typer.Option(
-        "--launcher",
-        help="One process, or one for each GPU through torchrun; auto: where there are several.",
-    ),
-]
-RankCount = Annotated[
-    int | None, typer.Option("--ranks", min=1, help="Processes of torchrun. Default: the GPUs.")
-]
-MicroBatch = Annotated[
-    str | None, typer.Option(metavar="N|auto", help="Samples per forward pass; auto: what fits.")
-]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens inside.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -122,14 +71,15 @@ def demo(
 
     Example: p2pllm demo --trainers 2
     """
-    _log(verbose=False)
+    log(verbose=False)
     from p2pllm.demo import run_demo
 
-    raise typer.Exit(run_demo(run_file, trainers, output, _console()))
+    raise typer.Exit(run_demo(run_file, trainers, output, console()))
 
 
 @app.command(rich_help_panel=TRY)
 def train(
+    ctx: typer.Context,
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run.")],
     trainers: Annotated[
         int, typer.Option(min=1, help="Do the work of so many trainers in each round.")
@@ -153,28 +103,21 @@ def train(
 
     Example: p2pllm train configs/demo.yaml --trainers 3
     """
-    _log(verbose)
-    from p2pllm.config.load import load_peer, load_run
+    log(verbose)
+    from p2pllm.config.load import load_run
 
     run = load_run(run_file, settings)
-    flags = _overrides(
-        name=name,
-        device=device,
-        threads=threads,
-        launcher=launcher,
-        micro_batch=micro_batch,
-        output=output,
-    )
-    peer = load_peer(config, flags)
-    with _as_ranks(ranks, peer) as (mine, peer):
-        stop, events = _until_interrupted(), _events()
+    peer = peer_from(ctx, config)
+    with as_ranks(ranks, peer) as (mine, peer):
+        stop, told = until_interrupted(), events()
         from p2pllm.roles import centralized  # slow to import
 
-        centralized.train(centralized.as_one(run, trainers), peer, events, stop, mine)
+        centralized.train(centralized.as_one(run, trainers), peer, told, stop, mine)
 
 
 @app.command(rich_help_panel=TAKE_PART)
 def bootstrap(
+    ctx: typer.Context,
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run to found.")],
     host_maddrs: HostMaddrs = [],
     announce_maddrs: AnnounceMaddrs = [],
@@ -196,26 +139,19 @@ def bootstrap(
 
     Example: p2pllm bootstrap configs/demo.yaml --host-maddrs /ip4/0.0.0.0/tcp/31337
     """
-    _log(verbose)
-    from p2pllm.config.load import load_peer, load_run
+    log(verbose)
+    from p2pllm.config.load import load_run
     from p2pllm.roles import bootstrap as role
 
     run = load_run(run_file, settings)
-    fallback = [] if config else ["network.host_maddrs=[/ip4/0.0.0.0/tcp/31337]"]
-    flags = _overrides(
-        name=name or (None if config else "bootstrap"),
-        identity=identity,
-        output=output,
-        network_initial_peers=_addresses(initial_peers),
-        network_host_maddrs=host_maddrs,
-        network_announce_maddrs=announce_maddrs,
-    )
-    peer = load_peer(config, [*fallback, *flags])
-    role.bootstrap(run, peer, aggregator, _events(), _until_interrupted())
+    usual = ("name=bootstrap", "network.host_maddrs=[/ip4/0.0.0.0/tcp/31337]")
+    peer = peer_from(ctx, config, usual)
+    role.bootstrap(run, peer, aggregator, events(), until_interrupted())
 
 
 @app.command(rich_help_panel=TAKE_PART)
 def join(
+    ctx: typer.Context,
     initial_peers: InitialPeers = [],
     run: RunId = None,
     name: Name = None,
@@ -240,27 +176,14 @@ def join(
 
     Example: p2pllm join --initial-peers /ip4/203.0.113.7/tcp/31337/p2p/12D3KooW...
     """
-    _log(verbose)
+    log(verbose)
     from p2pllm.roles.entry import seat_in_run
 
-    flags = _overrides(
-        run=run,
-        name=name,
-        data=data,
-        device=device,
-        threads=threads,
-        launcher=launcher,
-        micro_batch=micro_batch,
-        identity=identity,
-        output=output,
-        network_initial_peers=_addresses(initial_peers),
-        network_host_maddrs=host_maddrs,
-        network_announce_maddrs=announce_maddrs,
-    )
-    peer = _joining(config, [*flags, *settings])
+    peer = peer_from(ctx, config, settings=settings)
+    require_initial_peers(peer)
     with (
-        _as_ranks(ranks, peer) as (mine, peer),
-        seat_in_run(peer, "trainer", _events(), _until_interrupted()) as seat,
+        as_ranks(ranks, peer) as (mine, peer),
+        seat_in_run(peer, "trainer", events(), until_interrupted()) as seat,
     ):
         from p2pllm.roles.trainer import prepare  # slow to import: be seen by the others first
 
@@ -269,6 +192,7 @@ def join(
 
 @app.command(rich_help_panel=TAKE_PART)
 def aggregate(
+    ctx: typer.Context,
     initial_peers: InitialPeers = [],
     run: RunId = None,
     name: Name = None,
@@ -286,185 +210,16 @@ def aggregate(
 
     Example: p2pllm aggregate --initial-peers /ip4/203.0.113.7/tcp/31337/p2p/12D3KooW...
     """
-    _log(verbose)
+    log(verbose)
     from p2pllm.roles.entry import seat_in_run
 
-    flags = _overrides(
-        run=run,
-        name=name or (None if config else "aggregator"),
-        device=device,
-        threads=threads,
-        identity=identity,
-        output=output,
-        network_initial_peers=_addresses(initial_peers),
-        network_host_maddrs=host_maddrs,
-        network_announce_maddrs=announce_maddrs,
-    )
-    peer = _joining(config, [*flags, *settings])
-    with seat_in_run(peer, "aggregator", _events(), _until_interrupted()) as seat:
+    peer = peer_from(ctx, config, ["name=aggregator"], settings)
+    require_initial_peers(peer)
+    with seat_in_run(peer, "aggregator", events(), until_interrupted()) as seat:
         from p2pllm.roles.aggregator import prepare  # slow to import: be seen by the others first
 
         prepare(seat).run()
 
 
-@app.command(rich_help_panel=LOOK)
-def status(
-    initial_peers: InitialPeers = [],
-    run: RunId = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it, live.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for programs.")] = False,
-    verbose: Verbose = False,
-) -> None:
-    """Who is in a run, in which round, how fast, and the last evaluation.
-
-    Example: p2pllm status --watch --initial-peers /ip4/203.0.113.7/tcp/31337/p2p/12D3KooW...
-    """
-    _log(verbose)
-    from p2pllm.roles.entry import choose_run, connect
-    from p2pllm.swarm.identity import Identity
-    from p2pllm.ui import status_json, status_table
-
-    flags = _overrides(run=run, network_initial_peers=_addresses(initial_peers))
-    config = _joining(None, [*flags, "network.client_only=true", "network.relay=false"])
-    stop = _until_interrupted()
-    swarm = connect(config, Identity.ephemeral(), stop)
-    try:
-        manifest = choose_run(swarm, config.run, config.network.initial_peers)
-        console = _console()
-        while True:
-            view = swarm.observe(manifest)
-            if as_json:
-                typer.echo(json.dumps(status_json(view)))
-            else:
-                if watch:
-                    console.clear()
-                console.print(status_table(manifest.run_id, view, manifest.run.rounds))
-            if not watch or stop.wait(2.0):
-                return
-    finally:
-        swarm.close()
-
-
-@app.command(rich_help_panel=LOOK)
-def rounds(
-    folder: Annotated[Path, typer.Argument(help="A peer's folder, or one above it.")] = Path(
-        "runs"
-    ),
-) -> None:
-    """What became of each round: who came, who did not and why, seconds and bytes.
-
-    Example: p2pllm rounds runs/demo-1234567890/ann
-    """
-    from p2pllm.ledger import find_ledger, read_ledger
-    from p2pllm.ui import rounds_table
-
-    ledger = find_ledger(folder)
-    _console().print(rounds_table(read_ledger(ledger)))
-    typer.echo(f"from {ledger}")
-
-
-@app.command(rich_help_panel=LOOK)
-def explain(
-    round: Annotated[int, typer.Argument(min=0, help="Which round.")],
-    folder: Annotated[Path, typer.Argument(help="A peer's folder, or one above it.")] = Path(
-        "runs"
-    ),
-) -> None:
-    """The story of one round.
-
-    Example: p2pllm explain 17
-    """
-    from p2pllm.ledger import find_ledger, read_ledger, story
-
-    for line in story(read_ledger(find_ledger(folder)), round):
-        typer.echo(line)
-
-
-# ---- their parts
-
-
-def _addresses(given: list[str]) -> list[str]:
-    """Repeats, commas and quoted spaces all do."""
-    return [address for text in given for address in re.split(r"[,\s]+", text) if address]
-
-
-def _overrides(**flags: Any) -> list[str]:
-    """Command-line flags as `key=value` settings, JSON being YAML; those not given are left out."""
-    return [
-        f"{key.replace('network_', 'network.')}={json.dumps(value, default=str)}"
-        for key, value in flags.items()
-        if value not in (None, [])
-    ]
-
-
-def _joining(file: Path | None, settings: list[str]) -> "PeerConfig":
-    from p2pllm.config.load import load_peer
-    from p2pllm.errors import NoInitialPeers
-
-    config = load_peer(file, settings)
-    if not config.network.initial_peers:
-        raise NoInitialPeers
-    return config
-
-
-@contextmanager
-def _as_ranks(count: int | None, peer: "PeerConfig") -> "Iterator[tuple[Ranks | None, PeerConfig]]":
-    """Within it, this process is the peer's only one (None), or its rank 0. A launcher, and the
-    ranks that only follow, end here."""
-    from p2pllm.roles import launcher as launching
-
-    if not launching.is_launched():
-        wanted = launching.ranks_wanted(peer.launcher, count, peer.device)
-        if wanted > 1:
-            raise typer.Exit(launching.launch(wanted, sys.argv[1:]))
-        yield None, peer
-        return
-    peer = launching.on_my_device(peer)
-    with launching.my_ranks() as mine:
-        if mine.rank:
-            from p2pllm.roles.follower import follow
-
-            follow(mine, peer)
-            raise typer.Exit
-        yield mine, peer
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()
-
-
-def _events() -> "Events":
-    from p2pllm.events import Events
-    from p2pllm.ui import LineScreen
-
-    screen = LineScreen(_console())
-    atexit.register(screen.close)  # however it ends, the shell's prompt gets a line of its own
-    return Events(screen)
-
-
-def _until_interrupted() -> threading.Event:
-    """Set at the first Ctrl+C (or SIGTERM); the second one ends the process at once."""
-    stop = threading.Event()
-
-    def on_signal(number: int, _frame: object) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
-    return stop
-
-
-def _log(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.ERROR,
-        format="%(asctime)s %(name)s: %(message)s",
-    )
-    # It looks for optional kernels when it is imported, and complains that they are not there.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if not verbose:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for command in (status, rounds, explain):
+    app.command(rich_help_panel=LOOK)(command)

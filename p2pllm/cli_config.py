@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from p2pllm.cli_options import Settings
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,11 +16,6 @@ if TYPE_CHECKING:
 config_app = typer.Typer(
     help="Check, show and translate configuration files.", no_args_is_help=True
 )
-
-Settings = Annotated[
-    list[str],
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key of the configuration."),
-]
 
 
 @config_app.command("check")

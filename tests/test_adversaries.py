@@ -70,7 +70,7 @@ class Lied(Peers):
     async def _honest(self, name: str, told: Told) -> None:
         node, anchor = self.nodes[name], self.anchor
         while True:
-            match next_action(Standing(anchor, True), await node.view(), rounds=1):
+            match next_action(Standing(anchor, True), await node.observer.view(), rounds=1):
                 case CatchUp() as action:
                     got = await node.catch_up(action, self.base.size)
                     if not isinstance(got, Missed):
@@ -426,7 +426,7 @@ async def test_a_record_in_another_name_and_a_replayed_one_change_nothing():
     await asyncio.sleep(0.01)
     peers.nodes["bob"].announce(samples=77)
     await asyncio.sleep(0.01)
-    seen = await peers.nodes["ann"].view()
+    seen = await peers.nodes["ann"].observer.view()
     forged = Progress(peer=bob, name="bob", role="trainer", state="leaving", round=9, expires=9e9)
     for envelope in (
         seal(mal, key, bob, forged, 9e9),  # signed by another
@@ -434,7 +434,7 @@ async def test_a_record_in_another_name_and_a_replayed_one_change_nothing():
         b"garbage",
     ):
         world.records[key][bob] = (envelope, 9e9)  # as a node that checks nothing would keep it
-        assert (await peers.nodes["ann"].view()).peers == seen.peers
+        assert (await peers.nodes["ann"].observer.view()).peers == seen.peers
 
 
 async def test_a_record_that_has_expired_does_not_bring_its_author_back():
@@ -448,7 +448,7 @@ async def test_a_record_that_has_expired_does_not_bring_its_author_back():
     peers.world.records[key][bob] = (envelope, 9e9)
     network = peers.world.join(Identity.ephemeral())
     newcomer = Node(network, Identity.ephemeral(), peers.manifest, QUICK)
-    seen = {p.peer for p in (await newcomer.view()).peers}
+    seen = {p.peer for p in (await newcomer.observer.view()).peers}
     assert peers.id("ann") in seen
     assert bob not in seen
 

@@ -11,7 +11,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from p2pllm import GossipCallback, errors
 from p2pllm.config.run import AveragingConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from p2pllm.events import StepDone
-from p2pllm.roles.gossip import ScriptLearner
+from p2pllm.roles.script_learner import ScriptLearner
+from p2pllm.training.loss import counted
 
 RUN = RunConfig(
     name="test",
@@ -128,6 +129,21 @@ def test_a_local_epoch_that_is_broken_off_goes_on_later(tiny_adapter, rows, tmp_
     rates = script(tiny_adapter, rows, Offline(learner_of(tiny_adapter), rounds), tmp_path)
     assert [work.steps for work in works] == [1, 2]
     assert len(rates) == 2
+
+
+def test_tokens_are_those_that_count_in_the_loss(tiny_adapter, rows, tmp_path):
+    works, told = [], list[StepDone]()
+
+    def rounds(learner):
+        first = learner.train(0, told.append, lambda: True)  # broken off after a step
+        works.extend([first, learner.train(0, told.append, lambda: False, first)])
+        works.append(learner.train(1, told.append, lambda: False))
+
+    callback = Offline(learner_of(tiny_adapter), rounds)
+    script(tiny_adapter, [rows[3]] * 6, callback, tmp_path)
+    tokens = counted([rows[3]])
+    assert [work.tokens for work in works] == [tokens, 2 * tokens, 2 * tokens]
+    assert all(step.tokens_per_second > 0 for step in told)
 
 
 def test_a_model_without_an_adapter_is_a_letter(tiny_base):

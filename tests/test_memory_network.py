@@ -179,7 +179,7 @@ class Lives(Peers):
     async def _live(self, name: str) -> Anchor:
         node, anchor, state, has_trained = self.nodes[name], self.anchor, self.base, False
         while True:
-            view = await node.view(10.0 if has_trained else 0.0)
+            view = await node.observer.view(10.0 if has_trained else 0.0)
             match next_action(Standing(anchor, has_trained), view, self.rounds):
                 case CatchUp() as action:
                     got = await node.catch_up(action, state.size)

@@ -7,7 +7,7 @@ import pytest
 
 from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed, StepDone
 from p2pllm.roles import trainer
-from p2pllm.roles.trainer import Offer
+from p2pllm.roles.local_work import Offer
 from tests.churn import SIZE, Churn
 
 
@@ -94,7 +94,7 @@ def test_carried_work_waits_for_a_round_of_the_same_half(tmp_path):
     peers = churn.play("ann", "bob", "cat")
     assert len({peer.final.digest for peer in peers.values()}) == 1
     assert peers["cat"].of(CaughtUp)
-    assert peers["cat"].life._carried is None  # it was of use in round 3 or 5
+    assert peers["cat"].life._work._carried is None  # it was of use in round 3 or 5
 
 
 def test_carried_work_counts_with_a_discount():

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from p2pllm.charts import loss_chart, save_loss_png
-from p2pllm.cli import _addresses
+from p2pllm.cli_options import addresses as parsed
 from p2pllm.events import (
     AggregationMeasured,
     CaughtUp,
@@ -146,9 +146,9 @@ def test_the_printed_line_and_the_parser_understand_each_other():
     words = shlex.split(join_line(addresses))
     assert words[:2] == ["p2pllm", "join"]
     given = [word for word in words[2:] if word != "--initial-peers"]
-    assert _addresses(given) == addresses
-    assert _addresses([", ".join(addresses)]) == addresses
-    assert _addresses([" ".join(addresses)]) == addresses
+    assert parsed(given) == addresses
+    assert parsed([", ".join(addresses)]) == addresses
+    assert parsed([" ".join(addresses)]) == addresses
 
 
 def test_status_shows_who_is_there_and_the_last_evaluation():

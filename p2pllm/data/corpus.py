@@ -45,7 +45,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 
     A row that says the same as a held-out row is not trained on.
 
-    Raises: any letter of the data section in `p2pllm.errors`.
+    Raises: any letter in `p2pllm.errors.data`.
     """
     check_template(config.template, tokenizer)
     where = name_of(config)
@@ -66,7 +66,7 @@ def load_corpus(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: in
 def load_held_out(config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[Row]:
     """The rows to evaluate on; the others are read only where that cannot be avoided.
 
-    Raises: any letter of the data section in `p2pllm.errors`.
+    Raises: any letter in `p2pllm.errors.data`.
     """
     if not config.has_eval_set and not config.streaming:
         return load_corpus(config, tokenizer, seed).held_out

@@ -25,7 +25,7 @@ class StreamedRows:
     def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         """Reads the held-out rows, in order not to train on them.
 
-        Raises: any letter of the data section in `p2pllm.errors`.
+        Raises: any letter in `p2pllm.errors.data`.
         """
         check_template(config.template, tokenizer)
         self._config, self._tokenizer = config, tokenizer

@@ -192,7 +192,7 @@ def train(
 def _open_rows(run: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Source, list[Row]]:
     """All rows to train on, and those held out; a stream comes part by part, as in a swarm of one.
 
-    Raises: any letter of the data section in `p2pllm.errors`.
+    Raises: any letter in `p2pllm.errors.data`.
     """
     if run.data.streaming:
         parts = StreamedRows(run.data, tokenizer, run.seed)

@@ -19,16 +19,13 @@ from p2pllm.events import ShardClaimed, Trouble
 from p2pllm.roles.entry import Seat, path_values
 from p2pllm.swarm.group import Group
 from p2pllm.swarm.rounds import Anchor, SwarmView, coverage_of, free_shard, lost_shards
-from p2pllm.training.source import ShardSource, Source
+from p2pllm.training.source import ShardSource
 
 _TRIES = 3  # of claiming a shard that a rival claims in the same moment
 
 
 class Rows(Protocol):
     """A trainer's rows, and whose they are."""
-
-    @property
-    def source(self) -> Source: ...
 
     @property
     def coverage(self) -> Coverage:
@@ -58,11 +55,13 @@ class Rows(Protocol):
         """Forget what has been trained on since the last commit."""
 
 
-def open_rows(seat: Seat, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row] | None, Rows]:
+def open_rows(
+    seat: Seat, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Row] | None, "OwnRows | SharedRows"]:
     """The held-out rows where they come along, and the rows to train on: the peer's own files where
     it has some, else the run's data set.
 
-    Raises: any letter of the data section in `p2pllm.errors`.
+    Raises: any letter in `p2pllm.errors.data`.
     """
     run, values = seat.manifest.run, path_values(seat.manifest, seat.config)
     if files := [filled(path, values) for path in seat.config.data]:
@@ -74,14 +73,11 @@ def open_rows(seat: Seat, tokenizer: PreTrainedTokenizerBase) -> tuple[list[Row]
     return corpus.held_out, SharedRows(seat, parts)
 
 
-class OwnRows:
-    """A peer's private rows. Nobody else has them, so there is nothing to agree on."""
+class UnsharedRows:
+    """Rows that nobody else has, so there is nothing to agree on."""
 
     coverage: Coverage = ()
     leases: tuple[int, ...] = ()
-
-    def __init__(self, rows: list[Row], seed: int) -> None:
-        self.source = ShardSource(rows, range(len(rows)), seed)
 
     def begin(self, view: SwarmView) -> bool:
         return True
@@ -99,6 +95,13 @@ class OwnRows:
         return True
 
     def give_up(self) -> None: ...
+
+
+class OwnRows(UnsharedRows):
+    """A peer's private rows."""
+
+    def __init__(self, rows: list[Row], seed: int) -> None:
+        self.source = ShardSource(rows, range(len(rows)), seed)
 
 
 class SharedRows:

@@ -1,11 +1,9 @@
 """The trainer: trains on its own rows and averages with the others, until the run is over."""
 
 import time
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from p2pllm.coverage import Span, merged
 from p2pllm.digest import digest_of
 from p2pllm.errors import P2PLLMError
 from p2pllm.events import (
@@ -15,17 +13,12 @@ from p2pllm.events import (
     Finished,
     RoundCommitted,
     RoundMissed,
-    StepDone,
     Trouble,
 )
 from p2pllm.model.adapter import Adapter, Values, attach_adapter
-from p2pllm.roles.entry import (
-    Seat,
-    check_base,
-    load_base_model,
-    working,
-)
+from p2pllm.roles.entry import Seat, check_base, load_base_model, working
 from p2pllm.roles.leases import Rows, open_rows
+from p2pllm.roles.local_work import LocalTraining, LocalWork, Offer
 from p2pllm.roles.own_evaluation import OwnEvaluation, own_evaluator
 from p2pllm.swarm.node import Averaged, Contribution, Missed
 from p2pllm.swarm.records import Sketch
@@ -40,11 +33,10 @@ from p2pllm.swarm.rounds import (
     Train,
     next_action,
 )
-from p2pllm.swarm.swarm import Pending
 from p2pllm.training import aggregation
 from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.evaluation import Evaluator
-from p2pllm.training.learner import Learner, Work
+from p2pllm.training.learner import Learner
 from p2pllm.training.outer import OuterOptimizer
 from p2pllm.training.ranks import Alone
 
@@ -54,39 +46,13 @@ _LOOK = 0.5  # seconds between two looks at the swarm while nothing is to be don
 _LINGER = 120.0  # seconds for which a finished trainer stays for those that still need it
 
 
-@dataclass(frozen=True)
-class Offer:
-    """Local work that has not been averaged: the delta of `part` of the adapter's values, and the
-    samples behind it."""
-
-    delta: Values
-    samples: float
-    part: slice
-    spans: tuple[Span, ...] = ()  # of the run's rows
-
-    def joined_with(self, other: "Offer", discount: float) -> "Offer":
-        """The mean of both, weighted by samples, those of `other` discounted."""
-        samples = self.samples + discount * other.samples
-        share = np.float32(self.samples / samples)
-        delta = share * self.delta + (1 - share) * other.delta
-        return Offer(delta, samples, self.part, self.spans)
-
-
-@dataclass(frozen=True)
-class _Offered:
-    """An offer on its way into a round, and the local adapter (size,) as it was then."""
-
-    offer: Offer
-    values: Values
-
-
 class Trainer:
     """One trainer in one run. `run` is the whole life of it."""
 
     def __init__(
         self,
         seat: Seat,
-        learner: Learner,
+        learner: LocalTraining,
         adapter: Adapter,
         rows: Rows,
         evaluator: Evaluator | None = None,
@@ -99,11 +65,7 @@ class Trainer:
         self._anchor: Anchor | None = None
         self._outer = OuterOptimizer(self._run.averaging, learner.size)
         self._state: Values = self._outer.start(learner.values())
-        self._work: Work | None = None
-        self._spans: tuple[Span, ...] = ()  # the rows behind it
-        self._offered: _Offered | None = None  # what the others get of it, while they may
-        self._ahead: Work | None = None  # of the next local epoch, done while that is under way
-        self._carried: Offer | None = None  # work of a round that was missed
+        self._work = LocalWork(learner, rows, self._run.averaging.carry)
         self._samples = 0
         self._waiting_since = 0.0
         self._last_result = -1
@@ -114,12 +76,12 @@ class Trainer:
         """Returns when the run is over, or when the peer was asked to stop."""
         while not self._seat.stop.is_set():
             # The lobby refuses what is stale: once the work is done, every moment counts.
-            view = self._swarm.view(max_age=_RECENT if self._work is not None else 0.0)
+            view = self._swarm.view(max_age=_RECENT if self._work.finished else 0.0)
             self._notice_results(view)
             self._give_way(view)
             if self._anchor is not None and self._anchor.round == 0:
                 check_base(self._adapter.base, view)
-            standing = Standing(self._anchor, self._work is not None)
+            standing = Standing(self._anchor, self._work.finished is not None)
             match next_action(standing, view, self._run.rounds):
                 case Start():
                     self._hold(0, self._outer.start(self._adapter.initial_values(self._run.seed)))
@@ -146,13 +108,11 @@ class Trainer:
         self._swarm.announce(state="training")
         self._swarm.approach(self._anchor)
         self._own.after_average(self._anchor, self._outer.values(self._state))
-        stop, begun = self._seat.stop.is_set, self._ahead
-        work = self._learner.train(self._anchor.round, self._on_step, stop, begun)
-        self._ahead = None
-        if self._seat.stop.is_set() or not work.samples:
+        if not self._work.train(self._events.emit, self._seat.stop.is_set):
             return
         self._own.before_average(self._anchor, self._learner.values())
-        self._work, self._spans = work, self._rows.take()
+        work = self._work.finished
+        assert work is not None
         self._samples += work.samples
         self._waiting_since = time.monotonic()
         self._swarm.announce(
@@ -161,18 +121,17 @@ class Trainer:
 
     def _average(self, view: SwarmView) -> None:
         assert self._anchor is not None
-        assert self._work is not None
-        if self._offered is None:
-            self._offered = _Offered(self._offer(), self._learner.values())
-        offer = self._offered.offer
+        offer = self._work.offer()
         pending = self._swarm.average(
             Contribution(self._anchor, offer.delta, offer.samples, offer.part.start, offer.spans)
         )
         if self._run.averaging.overlap and self._anchor.round + 1 < self._run.rounds:
-            self._train_ahead(pending)
+            # Go on with the next local epoch until the average is there.
+            stop = self._seat.stop.is_set
+            self._work.train_ahead(self._events.emit, lambda: pending.is_done() or stop())
         match outcome := pending.result():
             case Averaged():
-                self._commit(outcome, offer.part)
+                self._commit(outcome, offer)
             case Missed():
                 self._events.emit(
                     RoundMissed(
@@ -183,30 +142,15 @@ class Trainer:
                 )
                 self._seat.stop.wait(_PAUSE)
 
-    def _train_ahead(self, pending: Pending[Averaged | Missed]) -> None:
-        """Go on with the next local epoch until the average is there."""
+    def _commit(self, outcome: Averaged, offer: Offer) -> None:
         assert self._anchor is not None
-
-        def stop() -> bool:
-            return pending.is_done() or self._seat.stop.is_set()
-
-        next_round = self._anchor.round + 1
-        self._ahead = self._learner.train(next_round, self._on_step, stop, self._ahead)
-
-    def _commit(self, outcome: Averaged, part: slice) -> None:
-        assert self._anchor is not None
-        assert self._work is not None
-        assert self._offered is not None
-        if not self._rows.commit(outcome.group):
-            self._ahead = None
-        progress = self._learner.values() - self._offered.values if self._ahead else None
-        work, round, view = self._work, self._anchor.round, self._swarm.view(_RECENT)
-        sketch = self._sketch(outcome)
-        self._hold(round + 1, self._outer.step(self._state, outcome.delta, part), sketch)
+        work, round, view = self._work.finished, self._anchor.round, self._swarm.view(_RECENT)
+        assert work is not None
+        progress = self._work.settle(outcome.group, offer.part)
+        sketch = self._sketch(outcome, offer)
+        self._hold(round + 1, self._outer.step(self._state, outcome.delta, offer.part), sketch)
         if progress is not None:  # what we learnt meanwhile stays, on top of the average
             self._learner.adopt(self._learner.values() + progress)
-        if self._carried is not None:  # its rows are accounted for, also where it waits
-            self._carried = None if self._carried.part == part else replace(self._carried, spans=())
         waited = time.monotonic() - self._waiting_since - outcome.seconds_reducing
         self._events.emit(
             RoundCommitted(
@@ -236,7 +180,7 @@ class Trainer:
                 self._events.emit(Trouble(what=self._told(view, what)))
                 self._seat.stop.wait(_PAUSE)
             case (state, donors):
-                self._carry(action.anchor, view)
+                self._work.carry(action.anchor, view)
                 self._hold(action.anchor.round, state)
                 self._events.emit(
                     CaughtUp(
@@ -276,18 +220,16 @@ class Trainer:
     def _hold(self, round: int, state: Values, sketch: Sketch | None = None) -> None:
         """Go on from this adapter, and let others have it. sketch: our part in what made it."""
         self._anchor, self._state = Anchor(round, digest_of(state)), state
-        self._work = self._offered = None
-        self._learner.adopt(self._outer.values(state))
+        self._work.start_from(round, self._outer.values(state))
         part = self._learner.part(round)
         said = {"coverage": self._rows.coverage, "shards": self._rows.leases}
         self._swarm.hold(self._anchor, state, part.stop - part.start, sketch=sketch, **said)
 
-    def _sketch(self, outcome: Averaged) -> Sketch | None:
+    def _sketch(self, outcome: Averaged, offer: Offer) -> Sketch | None:
         """Our part in this round's aggregation error, of what we offered as it counted, cut down
         where it was; the aggregator adds the members' up. None where we were alone."""
         assert self._anchor is not None
-        assert self._offered is not None
-        group, offer, me = outcome.group, self._offered.offer, self._swarm.me
+        group, me = outcome.group, self._swarm.me
         if len(group.members) < 2:
             return None
         mine, average = (self._outer.values(self._state).copy() for _ in range(2))
@@ -297,45 +239,10 @@ class Trainer:
         numbers = aggregation.sketch(self._adapter, mine, average, seed, round)
         return Sketch.of(group.weights()[me], len(group.members), numbers)
 
-    def _offer(self) -> Offer:
-        assert self._work is not None
-        assert self._anchor is not None
-        round, samples = self._anchor.round, self._work.samples
-        part = self._learner.part(round)
-        if self._ahead is not None and self._learner.part(round + 1) == part:
-            samples += self._ahead.samples
-        delta = self._learner.values()[part] - self._outer.values(self._state)[part]
-        waiting = self._carried.spans if self._carried is not None else ()
-        spans = merged([*waiting, *self._spans, *self._rows.take()])
-        fresh = Offer(delta, float(samples), part, spans)
-        if self._carried is None or self._carried.part != part:
-            return fresh  # work on the other half waits for a round that averages it
-        return fresh.joined_with(self._carried, self._run.averaging.carry)
-
-    def _carry(self, agreed: Anchor, view: SwarmView) -> None:
-        """Before another adapter is taken over: keep our work for the next round, unless it is part
-        of that adapter already, or other trainers have used its rows meanwhile."""
-        offer = self._offer() if self._work is not None else self._carried
-        self._ahead = None
-        self._rows.take()  # what was done ahead is lost where it is not part of the offer
-        if not self._run.averaging.carry:
-            offer = None
-        is_open = self._rows.follow(agreed, view, offer.spans if offer else ())
-        self._carried = offer if is_open else None
-
     def _give_way(self, view: SwarmView) -> None:
-        """When another trainer has leased the same rows and goes on with them, take others."""
-        if not self._rows.is_lost(view):
-            return
-        self._rows.give_up()
-        if self._work or self._ahead or self._carried:
-            self._work = self._offered = self._ahead = self._carried = None
-            self._learner.adopt(self._outer.values(self._state))
+        if self._work.give_way(view):
             what = "another trainer has trained on the same rows: begins again with others"
             self._events.emit(Trouble(what=what))
-
-    def _on_step(self, step: StepDone) -> None:
-        self._events.emit(step)
 
     def _notice_results(self, view: SwarmView) -> None:
         for result in view.results:

@@ -8,12 +8,11 @@ itself; it is left out at the deadline like anyone else.
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from p2pllm.config.run import AveragingConfig
-from p2pllm.coverage import shared_shards
+from p2pllm.swarm.gathering import Gathering, NoGroup, Outcome, Redirect, Seat
 from p2pllm.swarm.group import Group, Member, divide
 from p2pllm.swarm.network import (
     NetworkError,
@@ -31,7 +30,6 @@ from p2pllm.swarm.rounds import (
     Anchor,
     SwarmView,
     agreed_anchor,
-    expected_in,
     leader_of,
     learned_deadline,
     precedes,
@@ -40,79 +38,7 @@ from p2pllm.swarm.suspicion import Suspicion
 
 JOIN = "p2pllm/join"  # the stream protocol's name
 HELLO = "p2pllm/hello"  # answers with the peer's own progress record
-_SAME_ROWS = "trained on rows that another member has trained on, too"
-_ALONE = 120.0  # seconds for which one that nobody answers any more takes itself to be cut off
-
-
-@dataclass(frozen=True)
-class NoGroup:
-    """This peer is in no group, and why. `ahead`: the others already hold a later adapter."""
-
-    reason: str
-    ahead: bool = False
-
-
-@dataclass(frozen=True)
-class Redirect:
-    """Somebody else leads."""
-
-    leader: PeerId
-
-
-Outcome = Group | NoGroup | Redirect
 View = Callable[[float], Awaitable[SwarmView]]  # called with how old, in seconds, it may be
-
-
-@dataclass
-class Seat:
-    """One trainer that has come. Until it is ready, it has no stake to declare."""
-
-    peer: PeerId
-    outcome: "asyncio.Future[Outcome]"
-    member: Member | None = None
-    ready_at: float = 0.0  # by the loop's clock
-
-
-@dataclass
-class Gathering:
-    """Who has come for one round so far."""
-
-    anchor: Anchor
-    blamed: Mapping[PeerId, str]  # who spoiled this round, and has lost its seat
-    seats: dict[PeerId, Seat] = field(default_factory=dict)
-    silent: dict[PeerId, int] = field(default_factory=dict)  # unanswered hellos in a row
-    greeted: set[PeerId] = field(default_factory=set)  # whose answer to a hello is awaited
-    refused: dict[PeerId, str] = field(default_factory=dict)  # who came and could not be let in
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def keeps_rows_of(self, member: Member) -> bool:
-        """Of two that trained on the same rows one takes part, so that no row counts twice: whether
-        it is this member. The other is told, and begins again with other rows."""
-        rivals = [m for m in self.ready if m.peer != member.peer]
-        rivals = [m for m in rivals if shared_shards(m.spans, member.spans)]
-        keeps = all(precedes(member.peer, rival.peer) for rival in rivals)
-        self.refused.pop(member.peer, None)
-        for loser in rivals if keeps else [member]:
-            self.refused[loser.peer] = _SAME_ROWS
-            self.seats[loser.peer].outcome.set_result(NoGroup(_SAME_ROWS))
-        return keeps
-
-    @property
-    def ready(self) -> list[Member]:
-        return [s.member for s in self._ready_seats if s.member]
-
-    @property
-    def waited(self) -> float:
-        """Seconds since the first one was ready."""
-        return loop_time() - min((s.ready_at for s in self._ready_seats), default=loop_time())
-
-    @property
-    def _ready_seats(self) -> list[Seat]:
-        return [
-            s
-            for s in self.seats.values()
-            if s.member and not s.outcome.done() and s.peer not in self.blamed
-        ]
 
 
 class Leader:
@@ -175,7 +101,7 @@ class Leader:
         here = self._gathering
         if here is not None and here.seats.get(seat.peer) is seat:
             seat.member, seat.ready_at = member, loop_time()
-            if here.keeps_rows_of(member):
+            if here.admit(member):
                 here.changed.set()
 
     def unseat(self, seat: Seat) -> None:
@@ -187,9 +113,8 @@ class Leader:
 
     def _disband(self, outcome: Outcome) -> None:
         here, self._gathering = self._gathering, None
-        for seat in here.seats.values() if here is not None else ():
-            if not seat.outcome.done():
-                seat.outcome.set_result(_for_seat(seat, outcome))
+        if here is not None:
+            here.tell(outcome)
 
     # ---- the streams of the others
 
@@ -291,68 +216,30 @@ class Leader:
         return self._closing(here, view)
 
     def _closing(self, here: Gathering, view: SwarmView) -> Group | None:
-        """The group, if it is time to close it."""
-        ready, missing = here.ready, self._missing(here, view)
-        deadline = learned_deadline(self._waits, self._rules.deadline)
-        if not ready or len(ready) < self._rules.min_peers:
+        """The group, if it is time to close it. The rules are in `closing.py`."""
+        attendance, rules = here.attendance(self._leads), self._rules
+        if not attendance.has_quorum(rules):
             return None
-        if here.waited < self._patience(here, view):
-            return None
-        if missing and here.waited < deadline and len(ready) < self._rules.max_group:
+        self.notice(view)
+        patience = attendance.patience(view, self._had_company, self._timeouts.record_life)
+        deadline = learned_deadline(self._waits, rules.deadline)
+        if attendance.waited < patience or not attendance.closes(view, rules, deadline):
             return None
         self._had_company = bool(view.peers)  # who has waited long enough goes on alone
-        left_out = self._behind(here, view)
-        left_out |= dict.fromkeys(missing, f"not ready after {here.waited:.1f} s") | here.refused
-        left_out |= dict.fromkeys(self._gone(here, view), "does not answer")
-        ready.sort(key=lambda m: m.peer)
-        members = ready[: self._rules.max_group]
-        left_out |= {m.peer: "the group was full" for m in ready[len(members) :]}
+        members = attendance.members(rules.max_group)
         return Group(
             id=secrets.token_hex(8),
             anchor=here.anchor,
             members=tuple(members),
             parts=divide(self._size, members),
-            compression=self._rules.compression,
-            robust=self._rules.robust,
-            clip=self._rules.clip,
-            waited=here.waited,
+            compression=rules.compression,
+            robust=rules.robust,
+            clip=rules.clip,
+            waited=attendance.waited,
             deadline=deadline,
             elapsed=loop_time() - self._work_since,
-            left_out=left_out | self._suspicion.blamed,
+            left_out=attendance.left_out(view, members),
         )
-
-    def _missing(self, here: Gathering, view: SwarmView) -> set[PeerId]:
-        expected = set(expected_in(here.anchor, view))
-        expected -= self._gone(here, view) | set(self._suspicion.blamed)
-        if self._leads and self._anchor == here.anchor:
-            expected |= {self._network.me}
-        return expected - {m.peer for m in here.ready}
-
-    def _patience(self, here: Gathering, view: SwarmView) -> float:
-        """How long, in seconds, the group does not close with those who are here. When most of the
-        others, or all that we knew, fall silent at once, it is rather we who are cut off; what we
-        then did alone would be lost when we are back."""
-        self.notice(view)
-        if not view.peers:
-            return _ALONE if self._had_company else 0.0
-        ready = {m.peer for m in here.ready}
-        alive = {p.peer for p in view.trainers if p.state in ("training", "ready")}
-        away = (alive | ({self._network.me} if self._leads else set())) - ready
-        return self._timeouts.record_life if len(away) > len(ready) else 0.0
-
-    def _behind(self, here: Gathering, view: SwarmView) -> dict[PeerId, str]:
-        """Who takes part in the run, but not from this adapter on."""
-        return {
-            p.peer: f"holds round {p.round}, not this adapter of round {here.anchor.round}"
-            for p in view.trainers
-            if p.state in ("training", "ready") and p.peer not in here.seats
-            if Anchor(p.round, p.digest) != here.anchor
-        }
-
-    def _gone(self, here: Gathering, view: SwarmView) -> set[PeerId]:
-        """Who is expected, is not here and has not answered our hello twice."""
-        silent = {p for p, strikes in here.silent.items() if strikes > 1}
-        return silent & expected_in(here.anchor, view) - set(here.seats)
 
     def _greet_missing(self, here: Gathering, view: SwarmView) -> None:
         """Find out at once who is dead, rather than when its record expires."""
@@ -371,17 +258,10 @@ class Leader:
                 here.greeted.discard(peer)
 
         dialable = {p.peer for p in view.trainers if p.dialable}
-        absent = self._missing(here, view) - set(here.seats) - here.greeted - {self._network.me}
-        for peer in absent & dialable:
+        absent = here.attendance(self._leads).missing(view) - set(here.seats) - {self._network.me}
+        for peer in (absent & dialable) - here.greeted:
             here.greeted.add(peer)
             in_background(greet(peer), self._tasks)
-
-
-def _for_seat(seat: Seat, outcome: Outcome) -> Outcome:
-    """Who is not in the group learns why."""
-    if isinstance(outcome, Group) and seat.peer not in outcome.peers:
-        return NoGroup(outcome.left_out.get(seat.peer, "the group closed without us"))
-    return outcome
 
 
 def _as_answer(outcome: Outcome) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import contextlib
 from dataclasses import asdict, dataclass
 
 from p2pllm.config.run import AveragingConfig
+from p2pllm.swarm.gathering import NoGroup, Outcome, Redirect
 from p2pllm.swarm.group import Group, Member
-from p2pllm.swarm.leader import JOIN, Leader, NoGroup, Outcome, Redirect, View
+from p2pllm.swarm.leader import JOIN, Leader, View
 from p2pllm.swarm.network import (
     NetworkError,
     PeerId,

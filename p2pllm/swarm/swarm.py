@@ -18,8 +18,10 @@ from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.network import Network, PeerId, Timeouts
 from p2pllm.swarm.node import Averaged, Contribution, Missed, Node
+from p2pllm.swarm.observer import Observer
 from p2pllm.swarm.records import RUNS_KEY, Progress, Results
 from p2pllm.swarm.rounds import Anchor, CatchUp, SwarmView
+from p2pllm.swarm.shared_records import SharedRecords
 
 T = TypeVar("T")
 _POLL = 0.1  # seconds between two looks at the stop signal
@@ -127,8 +129,8 @@ class Swarm:
 
     def observe(self, manifest: Manifest) -> SwarmView:
         """What a run's records say, without taking part in it."""
-        node = Node(self._network, self.identity, manifest, self.timeouts)
-        return self._call(node.view())
+        shared = SharedRecords(self._network, self.identity, manifest)
+        return self._call(Observer(self._network, manifest.run_id, shared, self.timeouts).view())
 
     # ---- in a run
 
@@ -143,7 +145,7 @@ class Swarm:
 
     def view(self, max_age: float = 0.0) -> SwarmView:
         """The others' records, as they were at most so many seconds ago."""
-        return self._call(self._in_run.view(max_age))
+        return self._call(self._in_run.observer.view(max_age))
 
     def announce(self, **changes: Any) -> None:
         """Change fields of our progress record."""
@@ -172,11 +174,11 @@ class Swarm:
 
     def designate(self, aggregator: PeerId, serial: int) -> None:
         """As the owner: name the aggregator rank. A later serial wins."""
-        self._call(self._in_run.designate(aggregator, serial))
+        self._call(self._in_run.shared.designate(aggregator, serial))
 
     def publish(self, results: Results) -> None:
         """As the aggregator: announce the evaluations so far."""
-        self._call(self._in_run.publish(results))
+        self._call(self._in_run.shared.publish(results))
 
     def close(self) -> None:
         """Say good-bye and end everything that we started. Never raises, never hangs."""
