@@ -21,6 +21,8 @@ from p2pllm.training.halves import trained_part
 from p2pllm.training.learner import Work
 from p2pllm.training.source import Source
 
+_MODULE = 65_536  # values
+
 
 class CountingLearner:
     """Adds a constant of its own in each local epoch, in steps of equal size."""
@@ -128,9 +130,18 @@ def counting_aggregator(seat: Seat, size: int) -> Aggregator:
 
 
 def _tensors(values: Any) -> dict[str, Any]:
-    """One module of rank 1."""
+    """Modules of rank 8 and usual width; of few values one, of rank 1."""
     a, b = np.split(values, [len(values) // 3])
-    return {"m.lora_A.weight": a[None, :], "m.lora_B.weight": b[:, None]}
+    modules = len(values) // _MODULE
+    if not modules:
+        return {"m.lora_A.weight": a[None, :], "m.lora_B.weight": b[:, None]}
+    found = {}
+    for at in range(modules):
+        mine = (half[at::modules] for half in (a, b))
+        first, second = (half[: len(half) // 8 * 8] for half in mine)
+        found[f"m{at}.lora_A.weight"] = first.reshape(8, -1)
+        found[f"m{at}.lora_B.weight"] = second.reshape(-1, 8)
+    return found
 
 
 def _save(folder: Path, values: Any) -> None:

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
@@ -16,7 +17,7 @@ from p2pllm.config.run import LoraConfig, ModelConfig, RandomInit
 from p2pllm.model import packaged, pretrained
 from p2pllm.model.adapter import attach_adapter
 from p2pllm.model.cache import made_once
-from p2pllm.model.draws import uniform
+from p2pllm.model.draws import signs, uniform
 from p2pllm.model.pretrained import choose_device, load_base, locate
 from p2pllm.model.random_init import random_model
 from p2pllm.model.weights import weights_sha256
@@ -38,6 +39,14 @@ def test_draws_are_uniform_and_known_bit_by_bit():
     assert -0.5 <= draws.min() < -0.499 and 0.499 < draws.max() < 0.5
     assert abs(draws.mean()) < 0.01
     assert draws[0, :2].tobytes().hex() == "c49031becaaaeb3e"
+
+
+def test_signs_are_fair_and_known_bit_by_bit():
+    draws = signs(1, "a tensor", (100, 101), 0.5)
+    assert draws.shape == (100, 101)
+    assert set(np.unique(draws)) == {-0.5, 0.5}
+    assert abs(draws.mean()) < 0.02
+    assert "".join("-+"[int(d > 0)] for d in draws[0, :16]) == "++----++-++-++-+"
 
 
 def test_an_impossible_shape_of_the_untrained_model_is_refused():

@@ -74,9 +74,12 @@ class Trainer:
 
     def run(self) -> None:
         """Returns when the run is over, or when the peer was asked to stop."""
+        committed = False  # in the turn before
         while not self._seat.stop.is_set():
-            # The lobby refuses what is stale: once the work is done, every moment counts.
-            view = self._swarm.view(max_age=_RECENT if self._work.finished else 0.0)
+            # The lobby refuses what is stale: between two local epochs every moment counts.
+            hurries = committed or self._work.finished is not None
+            view = self._swarm.view(max_age=_RECENT if hurries else 0.0)
+            committed = False
             self._notice_results(view)
             self._give_way(view)
             if self._anchor is not None and self._anchor.round == 0:
@@ -90,7 +93,7 @@ class Trainer:
                 case Train():
                     self._train(view)
                 case Average():
-                    self._average(view)
+                    committed = self._average(view)
                 case Finish():
                     if self._finish(view):
                         break
@@ -119,7 +122,8 @@ class Trainer:
             state="ready", samples=self._samples, speed=work.samples / max(work.seconds, 1e-6)
         )
 
-    def _average(self, view: SwarmView) -> None:
+    def _average(self, view: SwarmView) -> bool:
+        """Whether the round is done."""
         assert self._anchor is not None
         offer = self._work.offer()
         pending = self._swarm.average(
@@ -132,6 +136,7 @@ class Trainer:
         match outcome := pending.result():
             case Averaged():
                 self._commit(outcome, offer)
+                return True
             case Missed():
                 self._events.emit(
                     RoundMissed(
@@ -141,6 +146,7 @@ class Trainer:
                     )
                 )
                 self._seat.stop.wait(_PAUSE)
+        return False
 
     def _commit(self, outcome: Averaged, offer: Offer) -> None:
         assert self._anchor is not None

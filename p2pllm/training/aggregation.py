@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from p2pllm.model.adapter import Adapter, Values
-from p2pllm.model.draws import uniform
+from p2pllm.model.draws import signs
 
 _SIDE = 16  # random projections on either side of a product
 SKETCH_SIZE = 2 * _SIDE**2  # values
-_BOUND = (3 / _SIDE) ** 0.5  # uniform draws up to it have the variance 1 / _SIDE
 _OUT_OF_PROPORTION = 1000.0  # times the median norm: nobody can be that far from the others
 
 
@@ -40,8 +39,8 @@ def sketch(adapter: Adapter, mine: Values, average: Values, seed: int, round: in
     mine, average: its adapter as it counted in the round, and what the round made of all, (size,).
     seed, round: members whose sketches will be added up must have the same.
 
-    The first half is S BA T, summed over the modules, where S (16, out) and T (in, 16) are random,
-    independent, of mean 0 and variance 1/16, others for each module: a linear map, hence the mean
+    The first half is S BA T, summed over the modules, where S (16, out) and T (in, 16) are of
+    random signs and variance 1/16, others for each module: a linear map, hence the mean
     of the members' sketches is the sketch of their mean, and E||sketch||^2 = ||BA||^2 (random
     projections: Achlioptas 2003, "Database-friendly random projections"; Woodruff 2014, arXiv
     1411.4357). The second half is the same of (B - mean B)(A - mean A), whose mean over the members
@@ -54,8 +53,8 @@ def sketch(adapter: Adapter, mine: Values, average: Values, seed: int, round: in
     with np.errstate(over="ignore", invalid="ignore"):  # a reader leaves out what is not finite
         for of_a, of_b in _pairs(local):
             b, a = _matrix(local[of_b]), _matrix(local[of_a])
-            left = uniform(seed, f"sketch {round} {of_b}", (_SIDE, b.shape[0]), _BOUND)
-            right = uniform(seed, f"sketch {round} {of_a}", (_SIDE, a.shape[1]), _BOUND).T
+            left = signs(seed, f"sketch {round} {of_b}", (_SIDE, b.shape[0]), _SIDE**-0.5)
+            right = signs(seed, f"sketch {round} {of_a}", (_SIDE, a.shape[1]), _SIDE**-0.5).T
             whole = whole + (left @ b) @ (a @ right)
             b, a = b - _matrix(middle[of_b]), a - _matrix(middle[of_a])
             wrong = wrong + (left @ b) @ (a @ right)
