@@ -9,15 +9,17 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
-from hivemind.p2p import P2P
+from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, P2PHandlerError
 
 from p2pllm.swarm.network import NetworkError, PeerId
 
 FAILURES = (OSError, EOFError, P2PDaemonError, P2PHandlerError, asyncio.IncompleteReadError)
+_FIRST_WORD = 1.0  # seconds, a few round trips, in which a connection comes up
 _HEADER = 4  # bytes of a frame's length
 _AHEAD = 1 << 18  # bytes read before they are asked for; asyncio's 64 KiB is half a frame
 _BEHIND = 1 << 20  # bytes on their way to the daemon: a few frames
@@ -36,10 +38,33 @@ class Daemon(P2P):  # type: ignore[misc]
     """p2pd, tied to this process's life, with its sockets in a folder that we remove."""
 
     folder: Path
+    _met: set[PeerId]  # others to whom there has been a connection
 
     @classmethod
     def in_folder(cls, folder: Path) -> type["Daemon"]:
-        return type("Daemon", (cls,), {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/", "folder": folder})
+        own = {"_UNIX_SOCKET_PREFIX": f"/unix{folder}/", "folder": folder, "_met": set()}
+        return type("Daemon", (cls,), own)
+
+    async def connected(self) -> set[PeerId]:
+        """To whom there is a connection; raises one of FAILURES."""
+        found = {str(peer.peer_id) for peer in await self.list_peers()}
+        self._met |= found
+        return found
+
+    async def let_dial(self, peer: PeerId) -> None:
+        """Of two that would dial each other at the same time one waits a moment for the other:
+        libp2p dials from the port that it listens on, so over a long line their two calls become
+        one TCP connection, in which both take the first word, fail, and are barred for seconds."""
+        if peer in self._met or peer > str(self.peer_id):
+            return
+        until = time.monotonic() + _FIRST_WORD
+        while peer not in await self.connected() and time.monotonic() < until:
+            await asyncio.sleep(0.02)
+
+    async def call_protobuf_handler(self, peer_id: PeerID, *args: Any, **kwargs: Any) -> Any:
+        """hivemind's DHT calls its peers with it."""
+        await self.let_dial(str(peer_id))
+        return await super().call_protobuf_handler(peer_id, *args, **kwargs)
 
     @staticmethod
     def _make_process_args(*args: Any, **kwargs: Any) -> list[str]:

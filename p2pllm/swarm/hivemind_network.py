@@ -10,7 +10,6 @@ import contextlib
 import logging
 import shutil
 import socket
-import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -33,7 +32,6 @@ from p2pllm.swarm.network import DialledTooSoon, Handler, NetworkError, PeerId, 
 from p2pllm.swarm.records import is_acceptable
 
 logger = logging.getLogger(__name__)
-_FIRST_WORD = 1.0  # seconds, a few round trips, in which a connection comes up
 _TRIED = 8  # remembered addresses with which a peer starts when the initial ones are gone
 
 
@@ -166,9 +164,8 @@ class HivemindNetwork:
     # ---- streams
 
     async def open(self, peer: PeerId, protocol: str) -> Stream:
-        if peer < self.me:
-            await self._let_dial(peer)
         try:
+            await self._daemon.let_dial(peer)
             _, reader, writer = await self._daemon.call_binary_stream_handler(
                 PeerID.from_base58(peer), protocol
             )
@@ -177,18 +174,10 @@ class HivemindNetwork:
             raise kind(f"{peer} cannot be reached: {problem}") from problem
         return DaemonStream(peer, reader, writer)
 
-    async def _let_dial(self, peer: PeerId) -> None:
-        """Of two that would dial each other at the same time one waits a moment for the other:
-        libp2p dials from the port that it listens on, so over a long line their two calls become
-        one TCP connection, in which both take the first word, and fail."""
-        until = time.monotonic() + _FIRST_WORD
-        while peer not in await self._connected() and time.monotonic() < until:
-            await asyncio.sleep(0.02)
-
     async def _connected(self) -> set[PeerId]:
         with contextlib.suppress(TimeoutError, *FAILURES):
             async with asyncio.timeout(self._timeouts.record):
-                return {str(found.peer_id) for found in await self._daemon.list_peers()}
+                return await self._daemon.connected()
         return set()
 
     async def connect(self, peers: Mapping[PeerId, Sequence[str]]) -> None:
@@ -196,10 +185,9 @@ class HivemindNetwork:
         wanted = {peer: addresses for peer, addresses in peers.items() if peer not in connected}
 
         async def call(peer: PeerId, addresses: Sequence[str]) -> None:
-            if peer < self.me:
-                await self._let_dial(peer)
             with contextlib.suppress(*FAILURES, TimeoutError, ValueError):
                 async with asyncio.timeout(self._timeouts.dial):
+                    await self._daemon.let_dial(peer)
                     maddrs = [Multiaddr(a).decapsulate(f"/p2p/{peer}") for a in addresses]
                     await self._daemon._client.connect(PeerID.from_base58(peer), maddrs)
 
