@@ -181,6 +181,6 @@ def lied(lie: str, why: str) -> Case:
 
 
 CASES["sends NaN"] = lied("nan", "not finite")
-CASES["declares a weight of 1e30"] = lied("weight", "not a sane number")
+CASES["declares a weight of 1e30"] = lied("weight", "sane number")
 CASES["reduces to garbage"] = lied("garbage", "larger than any")
 CASES["joins and then says nothing"] = lied("silence", "said nothing|silent")
