@@ -1,15 +1,13 @@
 """The network over hivemind: its libp2p daemon for streams, its DHT for records.
 
-This is the only module that imports hivemind. The DHT node runs in our own event loop rather than
-in hivemind's forked process, so that there is one child process to watch (the daemon, p2pd), no
-shared memory, and every wait is ours to bound.
+The DHT node runs in our own event loop rather than in hivemind's forked process, so that there is
+one child process to watch (the daemon, p2pd), no shared memory, and every wait is ours to bound.
 """
 
 import asyncio
 import contextlib
 import logging
 import shutil
-import socket
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,8 +22,9 @@ from hivemind.utils import MSGPackSerializer, get_dht_time
 from hivemind.utils.multiaddr import Multiaddr
 
 from p2pllm.config.peer import NetworkConfig
-from p2pllm.errors import AddressInUse, AddressInvalid, NetworkDown, NoPeersReached
+from p2pllm.errors import AddressInUse, NetworkDown, NoPeersReached
 from p2pllm.swarm.address_book import AddressBook
+from p2pllm.swarm.addresses import check_addresses, check_ports
 from p2pllm.swarm.daemon import FAILURES, Daemon, DaemonStream, make_folder
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.network import DialledTooSoon, Handler, NetworkError, PeerId, Stream, Timeouts
@@ -81,7 +80,7 @@ class HivemindNetwork:
 
         Raises AddressInvalid, AddressInUse, NoPeersReached and NetworkDown.
         """
-        _check_addresses(config)
+        check_addresses(config)
         self = cls(identity, config, timeouts)
         try:
             await self._start()
@@ -104,12 +103,14 @@ class HivemindNetwork:
             raise  # the letter names the initial peers
 
     async def _start_with(self, peers: list[str]) -> None:
-        host = await self._fixed_ports()
+        check_ports(self._config)
         try:
             async with asyncio.timeout(self._timeouts.start):
                 self._daemon = await Daemon.in_folder(self._folder).create(
                     initial_peers=peers or None,
-                    host_maddrs=None if self._config.client_only else host,
+                    host_maddrs=None
+                    if self._config.client_only
+                    else list(self._config.host_maddrs),
                     announce_maddrs=list(self._config.announce_maddrs) or None,
                     no_listen=self._config.client_only,
                     identity_path=str(self._identity.path) if self._identity.path else None,
@@ -147,19 +148,6 @@ class HivemindNetwork:
         if peers and "Daemon failed" in text:
             return NoPeersReached(peers="\n".join(peers))
         return NetworkDown(reason=text or type(problem).__name__)
-
-    async def _fixed_ports(self) -> list[str]:
-        """The listening addresses; a port that is taken is found out here, as p2pd only logs it."""
-        for address in self._config.host_maddrs:
-            parts = Multiaddr(address)
-            if "ip4" in parts and "tcp" in parts and parts["tcp"] != "0":
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    try:
-                        probe.bind((parts["ip4"], int(parts["tcp"])))
-                    except OSError as problem:
-                        raise AddressInUse(addresses=address) from problem
-        return list(self._config.host_maddrs)
 
     # ---- streams
 
@@ -306,14 +294,3 @@ class HivemindNetwork:
         with contextlib.suppress(AttributeError, ProcessLookupError):
             if (child := self._daemon._child) is not None:
                 child.kill()  # a stopped daemon keeps its port, and does not hear SIGTERM
-
-
-def _check_addresses(config: NetworkConfig) -> None:
-    for address in (*config.initial_peers, *config.host_maddrs, *config.announce_maddrs):
-        try:
-            parts = Multiaddr(address)
-            str(parts)
-        except Exception as problem:  # the parser raises a different type for each kind of garbage
-            raise AddressInvalid(address=address, reason=problem) from problem
-        if address in config.initial_peers and "p2p" not in parts:
-            raise AddressInvalid(address=address, reason="it lacks the /p2p/<peer id> at its end")
