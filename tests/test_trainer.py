@@ -8,6 +8,8 @@ import pytest
 from p2pllm.events import CaughtUp, RoundCommitted, ShardClaimed, StepDone
 from p2pllm.roles import trainer
 from p2pllm.roles.local_work import Offer
+from p2pllm.swarm.records import Progress
+from p2pllm.swarm.rounds import Anchor, SwarmView
 from tests.churn import SIZE, Churn
 
 
@@ -143,3 +145,20 @@ def test_work_done_ahead_is_not_lost_when_its_round_is_missed(tmp_path):
     peers = churn.play("ann", "bob", "cat")
     assert len({peer.final.digest for peer in peers.values()}) == 1
     assert peers["cat"].of(CaughtUp)
+
+
+def test_a_finished_trainer_is_there_until_the_others_say_that_they_have_finished():
+    final = Anchor(4, "f" * 64)
+
+    def peer(**said):
+        record = Progress(peer="12D3KooWdan", name="dan", role="trainer", state="training", round=4)
+        return record.model_copy(update={"digest": final.digest, **said})
+
+    def needs(*peers):
+        return trainer._still_needs(final, SwarmView("12D3KooWann", peers))
+
+    assert needs(peer())  # presumed, or saving: in the last group, over a slow line
+    assert needs(peer(state="finished"), peer(state="ready", round=3, digest="e" * 64))
+    assert needs(peer(role="aggregator", state="joining", round=0, digest=""))
+    assert not needs(peer(state="finished"), peer(state="leaving"), peer(state="joining", round=0))
+    assert not needs(peer(role="aggregator"))

@@ -282,9 +282,13 @@ def prepare(seat: Seat, ranks: Alone | None = None) -> Trainer:
 
 def _still_needs(final: Anchor, view: SwarmView) -> bool:
     """Whether a live peer does not yet hold the final adapter. An aggregator that has just been
-    restarted needs it, too; a trainer that comes as late as that has nothing left to do."""
+    restarted needs it, too; a trainer that comes as late as that has nothing left to do.
+
+    A trainer is believed when it says so itself: who was in the last group with us is presumed to
+    hold what came out of it, while over a slow line it may still be getting that from us.
+    """
     return any(
-        Anchor(p.round, p.digest) != final
+        Anchor(p.round, p.digest) != final or (p.role == "trainer" and p.state != "finished")
         for p in view.peers
         if p.role != "bootstrap"
         and p.state != "leaving"

@@ -159,7 +159,7 @@ class AllReduce:
         if self._failure is not None:
             await asyncio.gather(*(e.farewell(self._failure) for e in self._exchanges))
         elif self._parting:
-            await asyncio.wait(self._parting, timeout=self._timeouts.silence)
+            await asyncio.wait(self._parting, timeout=self._longest())
 
 
 def _first(failures: ExceptionGroup[AttemptFailed]) -> AttemptFailed:
