@@ -40,6 +40,7 @@ is in memory (tests/benchmarks/one_process.py)."""
 def markdown(found: dict[str, Any]) -> str:
     facts, runs = found["about"], found["runs"]
     minutes = f"{facts['minutes']:.0f} minutes" if "minutes" in facts else "**unfinished**"
+    minutes += f" ({sum(run['cpu_seconds'] for run in runs) / 60:.0f} of processor time)"
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items())
     sections = [
         "# Whether a swarm learns as well as one machine",
@@ -190,6 +191,11 @@ def _defaults(runs: Sequence[Run]) -> str:
             f"- `{name}`: {_spread(measured, 4)} of the default's loss, with "
             f"{100 * share:.0f} % of its bytes: {verdict}."
         )
+    lines += [
+        "",
+        "This is one model and a few rounds. The program's own defaults change when a longer run "
+        "says the same; until then what follows here is a hint for your own run file.",
+    ]
     return "\n".join(lines)
 
 
