@@ -157,7 +157,11 @@ class AllReduce:
     async def drain(self) -> None:
         """Wait until the other members have had their part, or know why there is none."""
         if self._failure is not None:
-            await asyncio.gather(*(e.farewell(self._failure) for e in self._exchanges))
+            for task in (parting := tuple(self._parting)):
+                task.cancel()
+            await asyncio.gather(*parting, return_exceptions=True)  # a stream has one reader
+            left = [e for e in self._exchanges if not e.hung_up.is_set()]
+            await asyncio.gather(*(exchange.farewell(self._failure) for exchange in left))
         elif self._parting:
             await asyncio.wait(self._parting, timeout=self._longest())
 

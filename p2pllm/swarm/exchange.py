@@ -125,7 +125,7 @@ class Exchange:
         """Say why before hanging up, or we would be taken for dead."""
         if self._giving is not None:
             self._giving.cancel()
-            await asyncio.wait((self._giving,))
+            await asyncio.gather(self._giving, return_exceptions=True)
         with contextlib.suppress(NetworkError, TimeoutError):
             async with asyncio.timeout(self._timeouts.silence):
                 reason = f"{failure.culprit} {failure.reason}".encode()
