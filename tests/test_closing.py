@@ -127,3 +127,13 @@ def test_of_two_with_the_same_rows_the_one_that_leads_stays():
     assert losers_of(loser, [keeper, loser, other]) == [loser]
     assert losers_of(keeper, [keeper, loser, other]) == [loser]
     assert losers_of(other, [keeper, other]) == []
+
+
+def test_who_was_in_the_group_before_and_has_no_record_any_more_is_named():
+    # For example when an attempt died with half of its members, and it took long to find out.
+    seen = view(peer("ann"), peer("bob", state="leaving"))
+    here = came("me", "ann", before=frozenset({"me", "ann", "bob", "cat", "dan"}))
+    gone = dict.fromkeys(["cat", "dan"], "is no longer there")
+    assert here.left_out(seen, here.members(3)) == gone
+    here = came("me", "ann", before=frozenset({"cat"}), blamed={"cat": "died while sending"})
+    assert here.left_out(seen, here.members(3)) == {"cat": "died while sending"}

@@ -26,6 +26,7 @@ class Attendance:
     blamed: Mapping[PeerId, str]  # who spoiled this round, and why
     refused: Mapping[PeerId, str] = field(default_factory=dict)  # who could not be let in, and why
     silent: Mapping[PeerId, int] = field(default_factory=dict)  # unanswered hellos in a row
+    before: frozenset[PeerId] = frozenset()  # who was in the group before this one
 
     def has_quorum(self, rules: AveragingConfig) -> bool:
         return len(self.ready) >= max(rules.min_peers, 1)
@@ -63,6 +64,7 @@ class Attendance:
     def left_out(self, view: SwarmView, members: Sequence[Member]) -> dict[PeerId, str]:
         """Who takes part in the run but not in this group, and why."""
         return {
+            **dict.fromkeys(self._vanished(view), "is no longer there"),
             **self._behind(view),
             **dict.fromkeys(self.missing(view), f"not ready after {self.waited:.1f} s"),
             **self.refused,
@@ -70,6 +72,10 @@ class Attendance:
             **{m.peer: "the group was full" for m in self.ready if m not in members},
             **self.blamed,
         }
+
+    def _vanished(self, view: SwarmView) -> frozenset[PeerId]:
+        """Who was in the group before, and of whom not even a record is left."""
+        return self.before - self._ready_peers - {p.peer for p in view.peers} - {view.me}
 
     def _behind(self, view: SwarmView) -> dict[PeerId, str]:
         """Who takes part in the run, but not from this adapter on."""

@@ -46,6 +46,7 @@ class Gathering:
 
     anchor: Anchor
     blamed: Mapping[PeerId, str]  # who spoiled this round, and has lost its seat
+    before: frozenset[PeerId] = frozenset()  # who was in the group before this one
     seats: dict[PeerId, Seat] = field(default_factory=dict)
     silent: dict[PeerId, int] = field(default_factory=dict)  # unanswered hellos in a row
     greeted: set[PeerId] = field(default_factory=set)  # whose answer to a hello is awaited
@@ -83,6 +84,7 @@ class Gathering:
             blamed=self.blamed,
             refused=self.refused,
             silent=self.silent,
+            before=self.before,
         )
 
     @property

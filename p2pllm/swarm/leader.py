@@ -63,6 +63,7 @@ class Leader:
         self._gathering: Gathering | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._waits: list[float] = []
+        self._before: frozenset[PeerId] = frozenset()  # who was in the last group
         self._had_company = False
 
     def stand_at(self, anchor: Anchor, size: int, leads: bool) -> None:
@@ -75,9 +76,10 @@ class Leader:
         self._anchor, self._size, self._leads = anchor, size, leads
         self._moved.set()
 
-    def learn(self, waited: float) -> None:
-        """How long, in seconds, a group waited from its first ready member to its closing."""
-        self._waits.append(waited)
+    def learn(self, group: Group) -> None:
+        """Who was in a group, and how long it waited for them."""
+        self._waits.append(group.waited)
+        self._before = frozenset(group.peers)
 
     def notice(self, view: SwarmView) -> None:
         """Whoever has had company and loses it all may be cut off himself."""
@@ -89,7 +91,7 @@ class Leader:
         """Somebody has come. Its outcome is known when the group closes."""
         if self._gathering is None or self._gathering.anchor != anchor:
             self._disband(NoGroup("the round is over"))
-            self._gathering = Gathering(anchor, self._suspicion.blamed)
+            self._gathering = Gathering(anchor, self._suspicion.blamed, self._before)
             in_background(self._gather(self._gathering), self._tasks)
         seat = Seat(peer, asyncio.get_running_loop().create_future())
         self._gathering.seats[peer] = seat

@@ -86,7 +86,7 @@ class Lobby:
             self._way = None
         assert not isinstance(outcome, Redirect)
         if isinstance(outcome, Group):
-            self.leader.learn(outcome.waited)
+            self.leader.learn(outcome)
         return outcome
 
     async def _nobody_closed(self, anchor: Anchor, mine: Member) -> NoGroup:
