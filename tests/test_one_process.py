@@ -100,6 +100,11 @@ def test_the_page_says_plainly_what_is_not_met_and_what_follows():
         },
         "plan": {"peers": 4, "rounds": 4, "curve_rows": 32}
         | config.model_dump(mode="json", include={"training", "averaging", "lora", "data"}),
+        "rates": {"alone": 0.002, "swarm": 0.004},
+        "sweep": [
+            told("one machine", 1, 3.0) | {"rate": 0.002},
+            told("4 peers, IID", 1, 3.3) | {"rate": 0.002},
+        ],
         "runs": [
             told("one machine", 1, 3.0),
             told("4 peers, IID", 1, 3.02),
@@ -113,4 +118,5 @@ def test_the_page_says_plainly_what_is_not_met_and_what_follows():
     assert "| ≤ 1.03 | 1.0400 | 1 | **not met** |" in page
     assert "`lora: alternate`: 1.0032 of the default's loss, with 50 % of its bytes: **it" in page
     assert "`outer: nesterov`: 1.0064 of the default's loss, with 100 % of its bytes: the" in page
+    assert "| 0.002 | 3.0000 | 3.3000 | 3.0000 | 3.3000 | 1.1000 |" in page
     assert "**unfinished**" in page

@@ -1,7 +1,9 @@
 """What averaging costs in quality: a swarm of four beside one machine, with the same samples.
 
 Each row of the table is a configuration, played with the same seeds. The modules of the held-out
-rows are nobody's to train on; they are the same for all.
+rows are nobody's to train on; they are the same for all. A swarm makes fewer and steadier updates
+than one machine, so each of the two gets the learning rate that suits it: the best of a few, by the
+rows of the curves, which do not count afterwards.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,7 +43,8 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "tests/benchmarks/results"
 PEERS, ROUNDS = 4, 8
 SEEDS = (1, 2, 3)
-HELD_OUT_ROWS, HELD_OUT_SEED = 160, 1234
+HELD_OUT_ROWS, HELD_OUT_SEED = 192, 1234
+RATES = (0.002, 0.004, 0.008)  # peak learning rates to choose from
 # Shares of a module are drawn with this concentration: hardly any module has rows at two peers.
 BY_MODULE = 0.01
 # The demo's run, with a shorter prompt, so that a step costs less.
@@ -68,15 +71,17 @@ class Case:
     split: Literal["none", "iid", "modules"]  # none: one machine
     settings: tuple[str, ...] = ()
     peers: int = PEERS  # whose work one machine does
+    like_alone: bool = False  # trained at one machine's learning rate, not at a swarm's
     once: bool = False  # with one seed only
 
 
-DEFAULT = Case("4 peers, by module", "modules")
+ALONE = Case("one machine", "none", like_alone=True)
+IID, DEFAULT = Case("4 peers, IID", "iid"), Case("4 peers, by module", "modules")
 CASES = (
-    Case("one machine", "none"),
+    ALONE,
     # As many updates as a swarm's peers make, each from four times the rows.
     Case("one machine, batch 16", "none", ("training.batch_size=16",), peers=1),
-    Case("4 peers, IID", "iid"),
+    IID,
     DEFAULT,
     Case("lora: freeze_a", "modules", ("averaging.lora=freeze_a",)),
     Case("lora: alternate", "modules", ("averaging.lora=alternate",)),
@@ -85,8 +90,8 @@ CASES = (
 )
 FLOAT32 = ("model.dtype=float32", "rounds=2")
 QUANTIZED = (
-    Case("base: float32", "none", FLOAT32, once=True),
-    Case("base: nf4", "none", (*FLOAT32, "model.quantization=nf4"), once=True),
+    replace(ALONE, name="base: float32", settings=FLOAT32, once=True),
+    replace(ALONE, name="base: nf4", settings=(*FLOAT32, "model.quantization=nf4"), once=True),
 )
 
 
@@ -96,16 +101,18 @@ class Job:
 
     case: Case
     seed: int
+    rate: float
     settings: tuple[str, ...]
 
     @property
     def run(self) -> RunConfig:
-        settings = (*SETTINGS, *self.settings, *self.case.settings, f"seed={self.seed}")
+        rate = f"training.learning_rate={self.rate}"
+        settings = (*SETTINGS, rate, *self.settings, *self.case.settings, f"seed={self.seed}")
         return load_run(ROOT / "configs/demo.yaml", settings)
 
 
 def play(job: Job, held_out_rows: int) -> dict[str, Any]:
-    """Train, and measure the end on all held-out rows, the way there on the first of them."""
+    """Train, and measure the way there on the first of the held-out rows, the end on the others."""
     torch.set_num_threads(1)
     began, cpu = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +121,7 @@ def play(job: Job, held_out_rows: int) -> dict[str, Any]:
             found = play_alone(job, shards, held_out, Path(folder))
         else:
             found = play_swarm(job, shards, held_out)
-    found |= {"case": job.case.name, "seed": job.seed}
+    found |= {"case": job.case.name, "seed": job.seed, "rate": job.rate}
     found |= {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
     return found
 
@@ -181,34 +188,41 @@ def rows_of(path: Path, run: RunConfig, base: Base) -> list[Row]:
 def last_loss(
     run: RunConfig, adapter: Adapter, rows: Sequence[Row], values: Values
 ) -> dict[str, Any]:
-    found = Evaluator(adapter, rows, run.evaluation.batch_size).evaluate(values)
+    unseen = rows[run.evaluation.max_rows :]
+    found = Evaluator(adapter, unseen, run.evaluation.batch_size).evaluate(values)
     return {"loss": found.loss, "rows": found.rows, "tokens": found.tokens}
 
 
-def play_all(jobs: Sequence[Job], held_out_rows: int, found: dict[str, Any], where: Path) -> None:
-    """In two processes; what is known is written after each."""
+def play_all(jobs: Sequence[Job], held_out_rows: int) -> Iterator[dict[str, Any]]:
+    """In two processes; what each came to, in the order in which they end."""
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork
     pool = ProcessPoolExecutor(2, mp_context=context)
     try:
-        for future in as_completed([pool.submit(play, job, held_out_rows) for job in jobs]):
+        futures = [pool.submit(play, job, held_out_rows) for job in jobs]
+        for number, future in enumerate(as_completed(futures), 1):
             told = future.result()
-            found["runs"].append(told)
-            found["about"]["load_after"] = list(os.getloadavg())
-            save(where, "learning", markdown(found), found)
-            what = f"{told['case']}, seed {told['seed']}: loss {told['loss']:.4f}"
-            known = f"{len(found['runs'])} of {len(jobs)}"
-            print(f"{known}: {what}, {told['seconds']:.0f} s", flush=True)
+            what = f"{told['case']}, learning rate {told['rate']:g}, seed {told['seed']}"
+            known = f"{number} of {len(jobs)}"
+            print(f"{known}: {what}: loss {told['loss']:.4f}, {told['seconds']:.0f} s", flush=True)
+            yield told
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def planned(seeds: Sequence[int], settings: Sequence[str]) -> list[Job]:
-    """Seed by seed, so that whoever ends it early has whole comparisons."""
+def planned(seeds: Sequence[int], settings: Sequence[str], alone: float, swarm: float) -> list[Job]:
+    """All rows of the table. Seed by seed, so that whoever ends it early has whole comparisons.
+    alone, swarm: the learning rates."""
     return [
-        Job(case, seed, (f"rounds={ROUNDS}", *settings))
+        Job(case, seed, alone if case.like_alone else swarm, tuple(settings))
         for seed, case in itertools.product(seeds, (*CASES, *QUANTIZED))
         if seed == seeds[0] or not case.once
     ]
+
+
+def best_rate(case: Case, runs: Sequence[dict[str, Any]]) -> float:
+    """The one with the lowest last loss on the rows of the curves."""
+    mine = [run for run in runs if run["case"] == case.name]
+    return float(min(mine, key=lambda run: run["losses"][-1][1])["rate"])
 
 
 def main() -> None:
@@ -218,19 +232,41 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, metavar="SEED")
     names = [case.name for case in (*CASES, *QUANTIZED)]
     parser.add_argument("--cases", nargs="+", choices=names, help="only these rows of the table")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, metavar="RATE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="settings")
     chosen = parser.parse_args()
     short = QUICK if chosen.quick else ()
     seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
-    jobs = planned(seeds, (*short, *chosen.settings))
-    run = replace(jobs[0], case=DEFAULT).run
-    jobs = [job for job in jobs if job.case.name in (chosen.cases or names)]
+    settings = (f"rounds={ROUNDS}", *short, *chosen.settings)
+    rates = chosen.rates[:1] if chosen.quick else chosen.rates
+    run = Job(DEFAULT, seeds[0], rates[0], settings).run
     where = chosen.results or (Path(tempfile.mkdtemp()) if chosen.quick else RESULTS)
     command = shlex.join(["python", "-m", "tests.benchmarks.bench_learning", *sys.argv[1:]])
     locate(run.model, run.seed)  # once, before two processes want it
-    found: dict[str, Any] = {"about": about(command), "plan": plan_of(run), "runs": []}
+    found: dict[str, Any] = {"about": about(command), "plan": plan_of(run), "sweep": [], "runs": []}
     began = time.monotonic()
-    play_all(jobs, 16 if chosen.quick else HELD_OUT_ROWS, found, where)
+
+    def collect(jobs: Sequence[Job], into: list[dict[str, Any]]) -> None:
+        for told in play_all(jobs, 16 if chosen.quick else HELD_OUT_ROWS):
+            into.append(told)
+            found["about"]["load_after"] = list(os.getloadavg())
+            save(where, "learning", markdown(found), found)  # it takes long: what there is, is kept
+
+    alone = swarm = rates[0]
+    if len(rates) > 1:
+        tried = [Job(case, seeds[0], rate, settings) for case in (ALONE, IID) for rate in rates]
+        collect(tried, found["sweep"])
+        alone, swarm = (best_rate(case, found["sweep"]) for case in (ALONE, IID))
+    found["rates"] = {"alone": alone, "swarm": swarm}
+    best = ((ALONE.name, alone), (IID.name, swarm))
+    found["runs"] = [run for run in found["sweep"] if (run["case"], run["rate"]) in best]
+    known = [(run["case"], run["seed"]) for run in found["runs"]]
+    jobs = [
+        job
+        for job in planned(seeds, settings, alone, swarm)
+        if job.case.name in (chosen.cases or names) and (job.case.name, job.seed) not in known
+    ]
+    collect(jobs, found["runs"])
     found["about"]["minutes"] = (time.monotonic() - began) / 60
     save(where, "learning", markdown(found), found)
     save_plot(where / "learning.png", found)

@@ -16,16 +16,16 @@ CHANGES = ("lora: freeze_a", "lora: alternate", "outer: nesterov", "compression:
 NOT_WORSE = 1.005  # mean ratio up to which fewer bytes are worth it
 SETTING = (
     "{peers} peers, {rounds} rounds of {steps} steps of {batch} rows each; LoRA rank {r} on "
-    "{target}; AdamW, peak learning rate {rate:g}, {schedule}, {warmup:g} rounds of warm-up; rows "
+    "{target}; AdamW, {schedule} schedule, {warmup:g} rounds of warm-up; rows "
     "of at most {length} tokens, loss on the answers. Averaging by default: lora {lora}, outer "
     "{outer}, compression {compression}, robust {robust}. Rounds are few, the model is small and "
     "rows are short: what a run of thousands of steps would show may differ."
 )
 METHOD = """\
 Loss is that of the last adapter on {rows} held-out rows ({tokens} tokens) of modules of Python's
-standard library that nobody trains on; the same rows for all. A seed decides the adapter's first
-values, the order of rows, and which rows, or modules, each peer has. Numbers are means over the
-seeds, in brackets the least and the most; ratios are taken seed by seed.
+standard library that nobody trains on, without the rows of the curves; the same for all. A seed
+decides the adapter's first values, the order of rows, and which rows, or modules, each peer has.
+Numbers are means over the seeds, in brackets the least and the most; ratios are taken seed by seed.
 
 *One machine* is `p2pllm train --trainers {peers}`: one learner that takes as many samples from all
 rows, in the same batches, so in {peers} times as many updates as a peer makes. With *batch {large}*
@@ -48,6 +48,7 @@ def markdown(found: dict[str, Any]) -> str:
         f"{facts['system']}, {versions}; two processes of one thread each, {minutes}; load "
         f"{facts['load_before'][0]:.1f} before and {facts['load_after'][0]:.1f} after.",
         _setting(found["plan"]),
+        "## The learning rate\n\n" + _rates(found),
         "## The bars\n\n" + _bars(runs),
         "## Held-out loss, bytes, aggregation error\n\n" + _table(runs),
         "## Which default follows\n\n" + _defaults(runs),
@@ -55,7 +56,7 @@ def markdown(found: dict[str, Any]) -> str:
         "## How it is measured\n\n" + _method(found["plan"], runs),
     ]
     if "minutes" in facts:
-        sections.insert(5, "![held-out loss by round](learning.png)")
+        sections.insert(6, "![held-out loss by round](learning.png)")
     return "\n\n".join(sections) + "\n"
 
 
@@ -111,11 +112,38 @@ def _setting(plan: dict[str, Any]) -> str:
         batch=training["batch_size"],
         r=plan["lora"]["r"],
         target=target if isinstance(target, str) else ", ".join(target),
-        rate=training["learning_rate"],
         schedule=training["schedule"],
         warmup=training["warmup_rounds"],
         length=plan["data"]["max_length"],
         **{name: averaging[name] for name in ("lora", "outer", "compression", "robust")},
+    )
+
+
+def _rates(found: dict[str, Any]) -> str:
+    if "rates" not in found:
+        return "Not yet chosen."
+    rates, sweep = found["rates"], found["sweep"]
+    told = (
+        f"One machine is trained at a peak rate of {rates['alone']:g}, a swarm, and the large "
+        f"batch, at {rates['swarm']:g}"
+    )
+    if not sweep:
+        return f"{told}, as they were told."
+    names = (ALONE, BARS[0][0])
+    known = {(run["case"], run["rate"]): run for run in sweep}
+    rows = []
+    for rate in sorted({run["rate"] for run in sweep}):
+        mine = [known[name, rate] for name in names]
+        curves = [f"{run['losses'][-1][1]:.4f}" for run in mine]
+        losses = [f"{run['loss']:.4f}" for run in mine]
+        rows.append([f"{rate:g}", *curves, *losses, f"{mine[1]['loss'] / mine[0]['loss']:.4f}"])
+    heads = [f"{name}, rows of the curves" for name in names] + [
+        f"{name}, the rest" for name in names
+    ]
+    return (
+        f"{told}: where each is best on the rows of the curves, with the first seed. The losses "
+        "below are those of the other held-out rows.\n\n"
+        + table(["peak rate", *heads, "ratio"], rows)
     )
 
 
