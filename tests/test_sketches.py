@@ -93,10 +93,30 @@ def test_one_member_alone_is_no_measurement(meter, monkeypatch, others):
     assert meter.reports == []
 
 
-def test_where_nobody_says_anything_it_does_not_wait(meter):
-    assert meter.sees()
-    assert meter.sees(said("ann", sketch=None))
+@pytest.mark.parametrize(
+    "peers",
+    [
+        (),
+        (said("ann", sketch=None),),  # it went on alone
+        (said("ann", sketch=None, anchor=Anchor(2, "d2")), said("bob", sketch=None)),
+    ],
+)
+def test_where_nobody_could_say_anything_it_does_not_wait(meter, peers):
+    assert meter.sees(*peers)
     assert meter.reports == []
+
+
+def test_the_start_is_no_round_to_wait_for(meter):
+    start = Anchor(0, "d0")
+    unsaid = [said(name, sketch=None, anchor=start) for name in ("ann", "bob")]
+    assert meter.sees(*unsaid, anchor=start)
+
+
+def test_members_hold_an_adapter_before_they_have_sketched_their_part_in_it(meter):
+    assert not meter.sees(said("ann", sketch=None), said("bob", sketch=None))
+    assert not meter.sees(said("ann", sketch=None), said("bob", members=2))
+    assert meter.sees(said("ann", members=2), said("bob", members=2))
+    assert meter.reports[0].peers == ["ann", "bob"]
 
 
 def test_a_round_that_is_overtaken_is_reported_and_the_next_not_waited_for(meter):

@@ -104,7 +104,8 @@ class LocalWork:
     def offer(self) -> Offer:
         """For this round's average: the same one in each attempt at it."""
         if self._offered is None:
-            self._offered = _Offered(self._make_offer(), self._learner.values())
+            values = self._learner.values()
+            self._offered = _Offered(self._make_offer(values), values)
         return self._offered.offer
 
     def settle(self, group: Group, part: slice) -> Values | None:
@@ -122,7 +123,9 @@ class LocalWork:
     def carry(self, agreed: Anchor, view: SwarmView) -> None:
         """Before another adapter is taken over: keep our work for the next round, unless it is part
         of that adapter already, or other trainers have used its rows meanwhile."""
-        offer = self._make_offer() if self.finished is not None else self._carried
+        offer = self._carried
+        if self.finished is not None:
+            offer = self._make_offer(self._learner.values())
         self._ahead = None
         self._rows.take()  # what was done ahead is lost where it is not part of the offer
         if not self._discount:
@@ -142,12 +145,13 @@ class LocalWork:
         self._learner.adopt(self._anchor)
         return True
 
-    def _make_offer(self) -> Offer:
+    def _make_offer(self, values: Values) -> Offer:
+        """values: the local adapter, (size,)."""
         assert self.finished is not None
         samples, part = self.finished.samples, self._learner.part(self._round)
         if self._ahead is not None and self._learner.part(self._round + 1) == part:
             samples += self._ahead.samples
-        delta = self._learner.values()[part] - self._anchor[part]
+        delta = values[part] - self._anchor[part]
         waiting = self._carried.spans if self._carried is not None else ()
         spans = merged([*waiting, *self._spans, *self._rows.take()])
         fresh = Offer(delta, float(samples), part, spans)

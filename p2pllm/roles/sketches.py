@@ -1,22 +1,60 @@
-"""The aggregation error of a round, from what its members say of it in their records.
-
-Records come one after the other, so it waits a little for all of them; and a round that is over
-before all have come is reported from those that have.
+"""The aggregation error of a round: each member sketches its part of it and says so in its record,
+and the aggregator adds up what the members say.
 """
 
 import statistics
+import threading
 import time
 
+import numpy as np
+
 from p2pllm.events import AggregationMeasured, Events
+from p2pllm.model.adapter import Adapter, Values
+from p2pllm.roles.local_work import Offer
+from p2pllm.swarm.node import Averaged
 from p2pllm.swarm.records import Sketch
 from p2pllm.swarm.rounds import Anchor, SwarmView
-from p2pllm.training.aggregation import SKETCH_SIZE, credible, estimated_error
+from p2pllm.swarm.swarm import Swarm
+from p2pllm.training.aggregation import SKETCH_SIZE, credible, estimated_error, sketch
 
 _PATIENCE = 3.0  # seconds for the records of a round's members
 
 
+class OwnSketch:
+    """A trainer's part in the error of each round, made while its next local epoch goes on."""
+
+    def __init__(self, swarm: Swarm, adapter: Adapter, seed: int) -> None:
+        self._swarm, self._adapter, self._seed = swarm, adapter, seed
+        self._at_work: threading.Thread | None = None
+
+    def begin(self, round: int, values: Values, offer: Offer, outcome: Averaged) -> None:
+        """round: the one that the outcome made. values: the adapter, (size,), before it."""
+        if len(outcome.group.members) > 1:
+            told = (round, values, offer, outcome)
+            self._at_work = threading.Thread(target=self._make, args=told, daemon=True)
+            self._at_work.start()
+
+    def finish(self) -> None:
+        """Before another adapter is held: what we say of one must not be taken for the other's."""
+        if self._at_work is not None:
+            self._at_work.join()
+            self._at_work = None
+
+    def _make(self, round: int, values: Values, offer: Offer, outcome: Averaged) -> None:
+        """Of what we offered as it counted, cut down where it was."""
+        group, me = outcome.group, self._swarm.me
+        mine, average = values.copy(), values.copy()
+        mine[offer.part] += np.float32(group.scales()[me]) * offer.delta
+        average[offer.part] += outcome.delta
+        numbers = sketch(self._adapter, mine, average, self._seed, round)
+        said = Sketch.of(group.weights()[me], len(group.members), numbers)
+        self._swarm.announce(sketch=said)
+
+
 class Sketches:
-    """Of the round that made one anchor, and then of the next."""
+    """Those of the round that made one anchor, and then of the next. Records come one after the
+    other, so it waits a little for all of them; and a round that is over before all have come is
+    reported from those that have."""
 
     def __init__(self, events: Events) -> None:
         self._events = events
@@ -27,7 +65,7 @@ class Sketches:
 
     def are_complete(self, anchor: Anchor, view: SwarmView) -> bool:
         """Take in what the view has on this anchor. True once there is nothing to wait for: the
-        error has been reported, or nobody says anything of it."""
+        error has been reported, or nobody who could says anything of it."""
         if anchor != self._anchor:
             was_overtaken = self._is_open and len(self._said) > 0
             self._report()
@@ -36,10 +74,11 @@ class Sketches:
             self._until = time.monotonic() + (0.0 if was_overtaken else _PATIENCE)
         if not self._is_open:
             return True
-        for p in view.peers:
-            if p.role == "trainer" and p.sketch is not None and Anchor(p.round, p.digest) == anchor:
-                self._said[p.peer] = (p.name, p.sketch)
-        if 0 < len(self._said) < self._members and time.monotonic() < self._until:
+        holders = [p for p in view.trainers if Anchor(p.round, p.digest) == anchor]
+        self._said |= {p.peer: (p.name, p.sketch) for p in holders if p.sketch is not None}
+        # Of a round that only one has made, or that nobody has, there is nothing to be said.
+        awaited = self._members if self._said else len(holders) if anchor.round else 0
+        if len(self._said) < awaited > 1 and time.monotonic() < self._until:
             return False
         self._report()
         return True

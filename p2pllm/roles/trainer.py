@@ -2,8 +2,6 @@
 
 import time
 
-import numpy as np
-
 from p2pllm.digest import digest_of
 from p2pllm.errors import P2PLLMError
 from p2pllm.events import (
@@ -20,8 +18,8 @@ from p2pllm.roles.entry import Seat, check_base, load_base_model, working
 from p2pllm.roles.leases import Rows, open_rows
 from p2pllm.roles.local_work import LocalTraining, LocalWork, Offer
 from p2pllm.roles.own_evaluation import OwnEvaluation, own_evaluator
+from p2pllm.roles.sketches import OwnSketch
 from p2pllm.swarm.node import Averaged, Contribution, Missed
-from p2pllm.swarm.records import Sketch
 from p2pllm.swarm.rounds import (
     Anchor,
     Average,
@@ -33,7 +31,6 @@ from p2pllm.swarm.rounds import (
     Train,
     next_action,
 )
-from p2pllm.training import aggregation
 from p2pllm.training.checkpoint import Checkpoints
 from p2pllm.training.evaluation import Evaluator
 from p2pllm.training.learner import Learner
@@ -66,6 +63,7 @@ class Trainer:
         self._outer = OuterOptimizer(self._run.averaging, learner.size)
         self._state: Values = self._outer.start(learner.values())
         self._work = LocalWork(learner, rows, self._run.averaging.carry)
+        self._sketch = OwnSketch(self._swarm, adapter, self._run.seed)
         self._samples = 0
         self._waiting_since = 0.0
         self._last_result = -1
@@ -98,6 +96,7 @@ class Trainer:
                     if self._finish(view):
                         break
                     self._seat.stop.wait(_LOOK)
+        self._sketch.finish()
         if self._kept is not None:
             self._events.emit(self._kept)
 
@@ -153,8 +152,9 @@ class Trainer:
         work, round, view = self._work.finished, self._anchor.round, self._swarm.view(_RECENT)
         assert work is not None
         progress = self._work.settle(outcome.group, offer.part)
-        sketch = self._sketch(outcome, offer)
-        self._hold(round + 1, self._outer.step(self._state, outcome.delta, offer.part), sketch)
+        before = self._outer.values(self._state)
+        self._hold(round + 1, self._outer.step(self._state, outcome.delta, offer.part))
+        self._sketch.begin(round + 1, before, offer, outcome)
         if progress is not None:  # what we learnt meanwhile stays, on top of the average
             self._learner.adopt(self._learner.values() + progress)
         waited = time.monotonic() - self._waiting_since - outcome.seconds_reducing
@@ -223,27 +223,14 @@ class Trainer:
 
     # ---- their parts
 
-    def _hold(self, round: int, state: Values, sketch: Sketch | None = None) -> None:
-        """Go on from this adapter, and let others have it. sketch: our part in what made it."""
+    def _hold(self, round: int, state: Values) -> None:
+        """Go on from this adapter, and let others have it."""
+        self._sketch.finish()
         self._anchor, self._state = Anchor(round, digest_of(state)), state
         self._work.start_from(round, self._outer.values(state))
         part = self._learner.part(round)
         said = {"coverage": self._rows.coverage, "shards": self._rows.leases}
-        self._swarm.hold(self._anchor, state, part.stop - part.start, sketch=sketch, **said)
-
-    def _sketch(self, outcome: Averaged, offer: Offer) -> Sketch | None:
-        """Our part in this round's aggregation error, of what we offered as it counted, cut down
-        where it was; the aggregator adds the members' up. None where we were alone."""
-        assert self._anchor is not None
-        group, me = outcome.group, self._swarm.me
-        if len(group.members) < 2:
-            return None
-        mine, average = (self._outer.values(self._state).copy() for _ in range(2))
-        mine[offer.part] += np.float32(group.scales()[me]) * offer.delta
-        average[offer.part] += outcome.delta
-        seed, round = self._run.seed, self._anchor.round + 1
-        numbers = aggregation.sketch(self._adapter, mine, average, seed, round)
-        return Sketch.of(group.weights()[me], len(group.members), numbers)
+        self._swarm.hold(self._anchor, state, part.stop - part.start, sketch=None, **said)
 
     def _give_way(self, view: SwarmView) -> None:
         if self._work.give_way(view):
