@@ -136,11 +136,11 @@ def _tensors(values: Any) -> dict[str, Any]:
     if not modules:
         return {"m.lora_A.weight": a[None, :], "m.lora_B.weight": b[:, None]}
     found = {}
-    for at in range(modules):
-        mine = (half[at::modules] for half in (a, b))
-        first, second = (half[: len(half) // 8 * 8] for half in mine)
-        found[f"m{at}.lora_A.weight"] = first.reshape(8, -1)
-        found[f"m{at}.lora_B.weight"] = second.reshape(-1, 8)
+    for name, half, shape in (("lora_A", a, (8, -1)), ("lora_B", b, (-1, 8))):
+        length = len(half) // modules // 8 * 8
+        for at in range(modules):
+            mine = half[at * length : (at + 1) * length]
+            found[f"m{at}.{name}.weight"] = mine.reshape(shape)
     return found
 
 

@@ -43,10 +43,11 @@ class OwnSketch:
     def _make(self, round: int, values: Values, offer: Offer, outcome: Averaged) -> None:
         """Of what we offered as it counted, cut down where it was."""
         group, me = outcome.group, self._swarm.me
-        mine, average = values.copy(), values.copy()
-        mine[offer.part] += np.float32(group.scales()[me]) * offer.delta
-        average[offer.part] += outcome.delta
-        numbers = sketch(self._adapter, mine, average, self._seed, round)
+        mine, apart = values.copy(), np.zeros_like(values)
+        apart[offer.part] = np.float32(group.scales()[me]) * offer.delta
+        mine += apart
+        apart[offer.part] -= outcome.delta
+        numbers = sketch(self._adapter, mine, apart, self._seed, round)
         said = Sketch.of(group.weights()[me], len(group.members), numbers)
         self._swarm.announce(sketch=said)
 

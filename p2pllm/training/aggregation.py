@@ -33,10 +33,11 @@ def aggregation_error(adapter: Adapter, peers: Sequence[Values], weights: Sequen
     return float(np.sqrt(wrong / whole)) if whole else 0.0
 
 
-def sketch(adapter: Adapter, mine: Values, average: Values, seed: int, round: int) -> Values:
+def sketch(adapter: Adapter, mine: Values, apart: Values, seed: int, round: int) -> Values:
     """One member's part in the aggregation error of a round, (SKETCH_SIZE,) float32.
 
-    mine, average: its adapter as it counted in the round, and what the round made of all, (size,).
+    mine, apart: its adapter as it counted in the round, and how far that is from what the round
+    made of all, (size,).
     seed, round: members whose sketches will be added up must have the same.
 
     The first half is S BA T, summed over the modules, where S (16, out) and T (in, 16) are of
@@ -49,14 +50,14 @@ def sketch(adapter: Adapter, mine: Values, average: Values, seed: int, round: in
     later and has no part in it. Cost: two passes over the adapter for each of the 16 rows.
     """
     whole = wrong = np.zeros((_SIDE, _SIDE), np.float32)
-    local, middle = adapter.tensors(mine), adapter.tensors(average)
+    local, off = adapter.tensors(mine), adapter.tensors(apart)
     with np.errstate(over="ignore", invalid="ignore"):  # a reader leaves out what is not finite
         for of_a, of_b in _pairs(local):
             b, a = _matrix(local[of_b]), _matrix(local[of_a])
             left = signs(seed, f"sketch {round} {of_b}", (_SIDE, b.shape[0]), _SIDE**-0.5)
             right = signs(seed, f"sketch {round} {of_a}", (_SIDE, a.shape[1]), _SIDE**-0.5).T
             whole = whole + (left @ b) @ (a @ right)
-            b, a = b - _matrix(middle[of_b]), a - _matrix(middle[of_a])
+            b, a = _matrix(off[of_b]), _matrix(off[of_a])
             wrong = wrong + (left @ b) @ (a @ right)
     return np.concatenate([whole.reshape(-1), wrong.reshape(-1)])
 
