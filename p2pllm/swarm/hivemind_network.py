@@ -242,7 +242,11 @@ class HivemindNetwork:
         child = self._daemon._child
         if child is None or child.returncode is not None:
             return False
-        return bool(await self.addresses())
+        with contextlib.suppress(TimeoutError, *FAILURES):
+            async with asyncio.timeout(self._timeouts.record):
+                await self._daemon.connected()
+                return True
+        return False
 
     async def reconnect(self) -> bool:
         """Dial and ping those of the peers seen so far that the DHT has lost. A node that was cut

@@ -92,6 +92,8 @@ def hidden(knows: bool) -> Case:
         for actor in play.trainers.values():
             commits = [r for r in actor.ledger if r["event"] == "round_committed"]
             assert len([r for r in commits if len(r["peers"]) == 4]) >= 4, "dan took no part"
+            troubles = [row["what"] for row in actor.rows(event="trouble")]
+            assert not any("daemon" in what for what in troubles), troubles
 
     return played
 

@@ -42,6 +42,25 @@ async def test_a_restarted_bootstrap_peer_is_found_again(tmp_path):
         await peer.close()
 
 
+async def test_a_daemon_without_addresses_is_alive_until_it_is_killed(tmp_path):
+    """A client has none: it was taken for dead, and its daemon replaced every few seconds."""
+    door = await HivemindNetwork.start(
+        Identity.ephemeral(), NetworkConfig(host_maddrs=("/ip4/127.0.0.1/tcp/0",)), Timeouts()
+    )
+    way_in = tuple(await door.addresses())
+    config = NetworkConfig(client_only=True, relay=False, initial_peers=way_in)
+    client = await HivemindNetwork.start(Identity.ephemeral(), config, Timeouts())
+    try:
+        assert await client.addresses() == []
+        assert await client.is_alive()
+        client._daemon._child.kill()
+        await client._daemon._child.wait()
+        assert not await client.is_alive()
+    finally:
+        for network in (client, door):
+            await network.close()
+
+
 async def test_a_peer_whose_initial_peers_are_gone_comes_back_through_those_it_has_seen(tmp_path):
     loopback = ("/ip4/127.0.0.1/tcp/0",)
 
