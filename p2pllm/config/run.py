@@ -158,7 +158,7 @@ class TrainingConfig(Config):
     """Its moments stay local and are kept across rounds."""
     learning_rate: float = Field(3e-4, gt=0)
     """Peak learning rate. A swarm makes fewer and steadier updates than one machine: where four
-    peers were compared with one (`just bench-learning`), twice its best rate suited them."""
+    peers were compared with one (`just bench-learning`), two to four times its rate suited them."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay over the whole run, indexed by the global round, so that late joiners agree."""
     warmup_rounds: float = Field(0.0, ge=0)
