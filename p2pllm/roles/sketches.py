@@ -68,7 +68,7 @@ class Sketches:
         """Take in what the view has on this anchor. True once there is nothing to wait for: the
         error has been reported, or nobody who could says anything of it."""
         if anchor != self._anchor:
-            was_overtaken = self._is_open and len(self._said) > 0
+            was_overtaken = self._is_open
             self._report()
             self._anchor, self._said, self._is_open = anchor, {}, True
             # Where rounds are that short, to wait for each would leave no time to evaluate any.

@@ -40,7 +40,8 @@ is in memory (tests/benchmarks/one_process.py)."""
 def markdown(found: dict[str, Any]) -> str:
     facts, runs = found["about"], found["runs"]
     minutes = f"{facts['minutes']:.0f} minutes" if "minutes" in facts else "**unfinished**"
-    minutes += f" ({sum(run['cpu_seconds'] for run in runs) / 60:.0f} of processor time)"
+    played = [*runs, *(run for run in found["sweep"] if run not in runs)]
+    minutes += f" ({sum(run['cpu_seconds'] for run in played) / 60:.0f} of processor time)"
     versions = ", ".join(f"{name} {v}" for name, v in facts["versions"].items())
     sections = [
         "# Whether a swarm learns as well as one machine",
