@@ -31,6 +31,8 @@ from p2pllm.swarm.network import DialledTooSoon, Handler, NetworkError, PeerId, 
 from p2pllm.swarm.records import is_acceptable
 
 logger = logging.getLogger(__name__)
+# What p2pd says when two have dialled each other at once, and for some seconds after that.
+_CROSSED = ("failed to negotiate security protocol", "dial backoff")
 _TRIED = 8  # remembered addresses with which a peer starts when the initial ones are gone
 
 
@@ -158,7 +160,7 @@ class HivemindNetwork:
                 PeerID.from_base58(peer), protocol
             )
         except (*FAILURES, ValueError) as problem:
-            kind = DialledTooSoon if "dial backoff" in str(problem) else NetworkError
+            kind = DialledTooSoon if any(w in str(problem) for w in _CROSSED) else NetworkError
             raise kind(f"{peer} cannot be reached: {problem}") from problem
         return DaemonStream(peer, reader, writer)
 

@@ -158,8 +158,8 @@ async def send(stream: Stream, frame: bytes | memoryview, timeout: float) -> Non
 
 
 class DialledTooSoon(NetworkError):
-    """libp2p leaves a peer alone for some seconds after a dial that failed, for example because
-    both called each other at once. It may well be there."""
+    """Both have called each other at once, or did a moment ago: libp2p leaves a peer alone for some
+    seconds after a dial that failed. It may well be there."""
 
 
 async def dial(
