@@ -7,6 +7,7 @@ import pytest
 from p2pllm.swarm.records import Sketch
 from p2pllm.training.aggregation import (
     SKETCH_SIZE,
+    Change,
     aggregation_error,
     credible,
     estimated_error,
@@ -70,7 +71,8 @@ def test_equal_peers_and_untrained_ones_have_no_error(tiny_adapter):
 def estimate(adapter, peers, round, weights=WEIGHTS):
     """As in a swarm: by way of the records."""
     average = np.average(peers, axis=0, weights=weights).astype(np.float32)
-    told = [travelled(sketch(adapter, peer, peer - average, 7, round)) for peer in peers]
+    nothing = np.zeros_like(average)
+    told = [travelled(sketch(adapter, Change(nothing, peer, average), 7, round)) for peer in peers]
     return estimated_error(told, weights)
 
 
@@ -109,20 +111,21 @@ def test_where_peers_share_one_half_sketches_say_exactly_none(tiny_adapter):
         average = np.average(peers, axis=0, weights=WEIGHTS).astype(np.float32)
         average[: part.start] = common[: part.start]  # a round leaves the other half alone
         average[part.stop :] = common[part.stop :]
-        told = [sketch(tiny_adapter, peer, peer - average, 7, 1) for peer in peers]
+        nothing = np.zeros_like(common)
+        told = [sketch(tiny_adapter, Change(nothing, peer, average), 7, 1) for peer in peers]
         assert estimated_error(told, WEIGHTS) == 0
         assert np.linalg.norm(told[0]) > 1
 
 
 def test_untrained_peers_have_no_error(tiny_adapter):
     first = tiny_adapter.values()  # B is zero
-    told = sketch(tiny_adapter, first, np.zeros_like(first), 7, 0)
+    told = sketch(tiny_adapter, Change(np.zeros_like(first), first, first), 7, 0)
     assert estimated_error([told, told], (1, 1)) == 0
 
 
 def test_a_diverged_adapter_is_sketched_without_a_word(tiny_adapter):
     huge = np.full(tiny_adapter.size, 1e30, np.float32)
-    told = sketch(tiny_adapter, huge, huge, 7, 0)
+    told = sketch(tiny_adapter, Change(huge, huge, -huge), 7, 0)
     assert not np.isfinite(told).all()
     assert credible({"ann": told}) == {}
 

@@ -36,10 +36,10 @@ def commits(monkeypatch):
     seen = {}
     commit = Trainer._commit
 
-    def watched(self, outcome, part):
-        digest, state = self._anchor.digest, self._state
-        commit(self, outcome, part)
-        delta = self._state - state
+    def watched(self, outcome, offer, state):
+        digest, before = self._anchor.digest, self._state
+        commit(self, outcome, offer, state)
+        delta = self._state - before
         seen[self._anchor.digest] = (digest, delta, outcome.group, self._rows.coverage)
 
     monkeypatch.setattr(Trainer, "_commit", watched)

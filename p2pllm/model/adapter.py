@@ -82,7 +82,7 @@ class Adapter:
                 parameter.copy_(torch.from_numpy(part))
 
     def tensors(self, values: Values) -> dict[str, Values]:
-        """Copies of the parts of `values`, by tensor name, in their shapes.
+        """The parts of `values`, by tensor name, in their shapes; views, where it is float32.
 
         Raises:
             AdapterDiffers: the array has another length.
@@ -93,7 +93,7 @@ class Adapter:
         start = 0
         for name, shape in self.shapes.items():
             end = start + int(np.prod(shape))
-            parts[name] = np.array(values[start:end], dtype=np.float32).reshape(shape)
+            parts[name] = values[start:end].astype(np.float32, copy=False).reshape(shape)
             start = end
         return parts
 

@@ -61,14 +61,6 @@ class Offer:
         return Offer(delta, samples, self.part, self.spans)
 
 
-@dataclass(frozen=True)
-class _Offered:
-    """An offer on its way into a round, and the local adapter (size,) as it was then."""
-
-    offer: Offer
-    values: Values
-
-
 class LocalWork:
     """All that one trainer has learnt and the others have not got yet."""
 
@@ -78,14 +70,15 @@ class LocalWork:
         self._round, self._anchor = 0, learner.values()
         self.finished: Work | None = None  # a local epoch on the anchor
         self._spans: tuple[Span, ...] = ()  # the rows behind it
-        self._offered: _Offered | None = None  # what the others get of it, while they may
+        self._offered: Offer | None = None  # what the others get of it, while they may
         self._ahead: Work | None = None  # of the next local epoch, done while that is under way
+        self._ahead_from: Values | None = None  # the local adapter (size,) as it was offered
         self._carried: Offer | None = None  # work of a round that was missed
 
     def start_from(self, round: int, anchor: Values) -> None:
         """A round begins with this adapter, (size,). What was offered before is settled."""
         self._round, self._anchor = round, anchor
-        self.finished = self._offered = None
+        self.finished = self._offered = self._ahead_from = None
         self._learner.adopt(anchor)
 
     def train(self, on_step: Callable[[StepDone], None], stop: Callable[[], bool]) -> bool:
@@ -98,34 +91,34 @@ class LocalWork:
         return True
 
     def train_ahead(self, on_step: Callable[[StepDone], None], stop: Callable[[], bool]) -> None:
-        """Go on with the next local epoch."""
+        """Go on with the next local epoch, once this one's work is offered."""
+        if self._ahead_from is None:
+            self._ahead_from = self._learner.values()
         self._ahead = self._learner.train(self._round + 1, on_step, stop, self._ahead)
 
     def offer(self) -> Offer:
         """For this round's average: the same one in each attempt at it."""
         if self._offered is None:
-            values = self._learner.values()
-            self._offered = _Offered(self._make_offer(values), values)
-        return self._offered.offer
+            self._offered = self._make_offer()
+        return self._offered
 
     def settle(self, group: Group, part: slice) -> Values | None:
         """The offer is in the group's average. Returns what was learnt ahead since, (size,), where
         there is anything and it may stay."""
-        assert self._offered is not None
         if not self._rows.commit(group):
             self._ahead = None
         if self._carried is not None:  # its rows are accounted for, also where it waits
             self._carried = None if self._carried.part == part else replace(self._carried, spans=())
-        if self._ahead is None:
+        if self._ahead is None or self._ahead_from is None:
             return None
-        return self._learner.values() - self._offered.values
+        return self._learner.values() - self._ahead_from
 
     def carry(self, agreed: Anchor, view: SwarmView) -> None:
         """Before another adapter is taken over: keep our work for the next round, unless it is part
         of that adapter already, or other trainers have used its rows meanwhile."""
         offer = self._carried
         if self.finished is not None:
-            offer = self._make_offer(self._learner.values())
+            offer = self._make_offer()
         self._ahead = None
         self._rows.take()  # what was done ahead is lost where it is not part of the offer
         if not self._discount:
@@ -141,17 +134,17 @@ class LocalWork:
         self._rows.give_up()
         if not (self.finished or self._ahead or self._carried):
             return False
-        self.finished = self._offered = self._ahead = self._carried = None
+        self.finished = self._offered = self._ahead = self._ahead_from = self._carried = None
         self._learner.adopt(self._anchor)
         return True
 
-    def _make_offer(self, values: Values) -> Offer:
-        """values: the local adapter, (size,)."""
+    def _make_offer(self) -> Offer:
         assert self.finished is not None
         samples, part = self.finished.samples, self._learner.part(self._round)
         if self._ahead is not None and self._learner.part(self._round + 1) == part:
             samples += self._ahead.samples
-        delta = values[part] - self._anchor[part]
+        delta = self._learner.values()[part]
+        delta -= self._anchor[part]
         waiting = self._carried.spans if self._carried is not None else ()
         spans = merged([*waiting, *self._spans, *self._rows.take()])
         fresh = Offer(delta, float(samples), part, spans)

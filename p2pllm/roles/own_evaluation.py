@@ -4,6 +4,7 @@ the adapter after it.
 They are for its own screen and metrics. What the swarm believes is the aggregator's word alone.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from p2pllm.data.corpus import load_held_out
@@ -25,10 +26,11 @@ class OwnEvaluation:
         self._plan, self._rounds = seat.manifest.run.evaluation, seat.manifest.run.rounds
         self._last: Anchor | None = None  # evaluated after an average
 
-    def before_average(self, anchor: Anchor, values: Values) -> None:
-        """The trainer has done its local epoch on `anchor`, and has `values` now."""
+    def before_average(self, anchor: Anchor, values: Callable[[], Values]) -> None:
+        """The trainer has done its local epoch on `anchor`; `values` makes a copy of its adapter's,
+        which costs time that most runs need not spend."""
         if self._plan.on_trainers in ("before", "both"):
-            self._evaluate(anchor.round + 1, "before", values)
+            self._evaluate(anchor.round + 1, "before", values())
 
     def after_average(self, anchor: Anchor, values: Values) -> None:
         """The trainer goes on from `anchor`; `values` are its adapter's. Each anchor counts once,

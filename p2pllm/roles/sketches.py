@@ -15,7 +15,7 @@ from p2pllm.swarm.node import Averaged
 from p2pllm.swarm.records import Sketch
 from p2pllm.swarm.rounds import Anchor, SwarmView
 from p2pllm.swarm.swarm import Swarm
-from p2pllm.training.aggregation import SKETCH_SIZE, credible, estimated_error, sketch
+from p2pllm.training.aggregation import SKETCH_SIZE, Change, credible, estimated_error, sketch
 
 _PATIENCE = 3.0  # seconds for the records of a round's members
 
@@ -43,11 +43,10 @@ class OwnSketch:
     def _make(self, round: int, values: Values, offer: Offer, outcome: Averaged) -> None:
         """Of what we offered as it counted, cut down where it was."""
         group, me = outcome.group, self._swarm.me
-        mine, apart = values.copy(), np.zeros_like(values)
-        apart[offer.part] = np.float32(group.scales()[me]) * offer.delta
-        mine += apart
-        apart[offer.part] -= outcome.delta
-        numbers = sketch(self._adapter, mine, apart, self._seed, round)
+        scale = np.float32(group.scales()[me])
+        counted = offer.delta if scale == 1 else scale * offer.delta
+        own, average = (_whole(part, offer.part, values) for part in (counted, outcome.delta))
+        numbers = sketch(self._adapter, Change(values, own, average), self._seed, round)
         said = Sketch.of(group.weights()[me], len(group.members), numbers)
         self._swarm.announce(sketch=said)
 
@@ -107,3 +106,12 @@ class Sketches:
                 members=max(self._members, len(read)),
             )
         )
+
+
+def _whole(delta: Values, part: slice, values: Values) -> Values:
+    """A change of `part` of the values as a change of all, (size,)."""
+    if delta.size == values.size:
+        return delta
+    whole = np.zeros_like(values)
+    whole[part] = delta
+    return whole

@@ -112,7 +112,7 @@ class Trainer:
         self._own.after_average(self._anchor, self._outer.values(self._state))
         if not self._work.train(self._events.emit, self._seat.stop.is_set):
             return
-        self._own.before_average(self._anchor, self._learner.values())
+        self._own.before_average(self._anchor, self._learner.values)
         work = self._work.finished
         assert work is not None
         self._samples += work.samples
@@ -128,13 +128,14 @@ class Trainer:
         pending = self._swarm.average(
             Contribution(self._anchor, offer.delta, offer.samples, offer.part.start, offer.spans)
         )
+        successor = self._state.copy()  # fresh memory takes its time: now there is some
         if self._run.averaging.overlap and self._anchor.round + 1 < self._run.rounds:
             # Go on with the next local epoch until the average is there.
             stop = self._seat.stop.is_set
             self._work.train_ahead(self._events.emit, lambda: pending.is_done() or stop())
         match outcome := pending.result():
             case Averaged():
-                self._commit(outcome, offer)
+                self._commit(outcome, offer, successor)
                 return True
             case Missed():
                 self._events.emit(
@@ -147,13 +148,15 @@ class Trainer:
                 self._seat.stop.wait(_PAUSE)
         return False
 
-    def _commit(self, outcome: Averaged, offer: Offer) -> None:
+    def _commit(self, outcome: Averaged, offer: Offer, state: Values) -> None:
+        """state: a copy of the anchor's, to go on from."""
         assert self._anchor is not None
         work, round, view = self._work.finished, self._anchor.round, self._swarm.view(_RECENT)
         assert work is not None
         progress = self._work.settle(outcome.group, offer.part)
         before = self._outer.values(self._state)
-        self._hold(round + 1, self._outer.step(self._state, outcome.delta, offer.part))
+        self._outer.step(state, outcome.delta, offer.part)
+        self._hold(round + 1, state)
         self._sketch.begin(round + 1, before, offer, outcome)
         if progress is not None:  # what we learnt meanwhile stays, on top of the average
             self._learner.adopt(self._learner.values() + progress)

@@ -45,8 +45,8 @@ class Work:
         self.rounding = None
         if group.compression == "int8":
             self.rounding = np.zeros_like(delta) if rounding is None else rounding.copy()
-        self.average = np.zeros_like(delta)
-        self._reducer = Reducer(group, me, delta, self.rounding)
+        self.average = np.empty_like(delta)
+        self._reducer = Reducer(group, me, delta, self.rounding, self.average)
         self.pieces = self._reducer.pieces
         loop = asyncio.get_running_loop()
         self.reduced: list[asyncio.Future[bytes]] = [loop.create_future() for _ in self.pieces]
@@ -80,7 +80,6 @@ class Work:
         if self.pieces:
             self._reducer.close(sender)
         if not self._reducer.waits_for and not self.complete.done():
-            self.average[self.group.part_of(self.me)] = self._reducer.average
             self.complete.set_result(None)
 
     def pass_on(self, at: int, average: bytes | None) -> None:

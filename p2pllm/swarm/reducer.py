@@ -27,14 +27,17 @@ class AttemptFailed(Exception):
 class Reducer:
     """One member's part of the adapter, while its average grows."""
 
-    def __init__(self, group: Group, me: PeerId, delta: Floats, rounding: Floats | None) -> None:
-        """delta, rounding: the whole (size,) arrays; rounding is left over from earlier rounds."""
+    def __init__(
+        self, group: Group, me: PeerId, delta: Floats, rounding: Floats | None, average: Floats
+    ) -> None:
+        """delta, rounding, average: the whole (size,) arrays; rounding is left over from earlier
+        rounds; average gets its values of this part here."""
         self._group, self._me = group, me
         part = group.part_of(me)
         self._own = delta[part]
         self._rounding = None if rounding is None else rounding[part]
-        self.average = np.zeros(part.stop - part.start, np.float32)
-        self.pieces = chunks(self.average.size)
+        self._average = average[part]
+        self.pieces = chunks(self._average.size)
         self._shares = group.shares()
         self._trims = group.robust == "trimmed_mean" and len(group.members) >= _TRIM_FROM
         self._kept: list[dict[PeerId, Floats]] = [{} for _ in self.pieces]  # only when trimming
@@ -71,15 +74,18 @@ class Reducer:
         self._unchecked.discard(sender)
 
     def _add(self, at: int, sender: PeerId, chunk: Floats) -> bytes | None:
+        share = np.float32(self._shares[sender])
         if self._trims:
             self._kept[at][sender] = chunk
+        elif self._missing[at] == len(self._shares):
+            np.multiply(chunk, share, out=self._average[self.pieces[at]])
         else:
-            self.average[self.pieces[at]] += chunk * np.float32(self._shares[sender])
+            self._average[self.pieces[at]] += chunk * share
         self._missing[at] -= 1
         return self._finish(at) if self._missing[at] == 0 else None
 
     def _finish(self, at: int) -> bytes:
-        values = self.average[self.pieces[at]]
+        values = self._average[self.pieces[at]]
         if self._trims:
             values[:] = self._trimmed_mean(self._kept[at])
             self._kept[at].clear()

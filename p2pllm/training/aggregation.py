@@ -7,6 +7,7 @@ members' sketches knows the `estimated_error`.
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,11 +34,18 @@ def aggregation_error(adapter: Adapter, peers: Sequence[Values], weights: Sequen
     return float(np.sqrt(wrong / whole)) if whole else 0.0
 
 
-def sketch(adapter: Adapter, mine: Values, apart: Values, seed: int, round: int) -> Values:
+@dataclass(frozen=True)
+class Change:
+    """What a round changes, as one of its members sees it; each (size,)."""
+
+    before: Values  # the adapter that all had
+    own: Values  # what this member added to it, as it counted
+    average: Values  # what the round made of all that was added
+
+
+def sketch(adapter: Adapter, change: Change, seed: int, round: int) -> Values:
     """One member's part in the aggregation error of a round, (SKETCH_SIZE,) float32.
 
-    mine, apart: its adapter as it counted in the round, and how far that is from what the round
-    made of all, (size,).
     seed, round: members whose sketches will be added up must have the same.
 
     The first half is S BA T, summed over the modules, where S (16, out) and T (in, 16) are of
@@ -50,14 +58,15 @@ def sketch(adapter: Adapter, mine: Values, apart: Values, seed: int, round: int)
     later and has no part in it. Cost: two passes over the adapter for each of the 16 rows.
     """
     whole = wrong = np.zeros((_SIDE, _SIDE), np.float32)
-    local, off = adapter.tensors(mine), adapter.tensors(apart)
+    old, own = adapter.tensors(change.before), adapter.tensors(change.own)
+    average = adapter.tensors(change.average)
     with np.errstate(over="ignore", invalid="ignore"):  # a reader leaves out what is not finite
-        for of_a, of_b in _pairs(local):
-            b, a = _matrix(local[of_b]), _matrix(local[of_a])
+        for of_a, of_b in _pairs(old):
+            b, a = (_matrix(old[name] + own[name]) for name in (of_b, of_a))
             left = signs(seed, f"sketch {round} {of_b}", (_SIDE, b.shape[0]), _SIDE**-0.5)
             right = signs(seed, f"sketch {round} {of_a}", (_SIDE, a.shape[1]), _SIDE**-0.5).T
             whole = whole + (left @ b) @ (a @ right)
-            b, a = _matrix(off[of_b]), _matrix(off[of_a])
+            b, a = (_matrix(own[name] - average[name]) for name in (of_b, of_a))
             wrong = wrong + (left @ b) @ (a @ right)
     return np.concatenate([whole.reshape(-1), wrong.reshape(-1)])
 

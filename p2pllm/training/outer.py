@@ -34,13 +34,11 @@ class OuterOptimizer:
         """The adapter's values in a state."""
         return state[: self._size]
 
-    def step(self, state: Values, delta: Values, part: slice) -> Values:
-        """The state of the next round, in which only `part` of the values, and of their momentum,
-        has changed. Elementwise float32 only, hence the same on every peer."""
-        state = state.copy()
+    def step(self, state: Values, delta: Values, part: slice) -> None:
+        """Make it the state of the next round, in which only `part` of the values, and of their
+        momentum, has changed. Elementwise float32 only, hence the same on every peer."""
         values, momentum = state[: self._size][part], state[self._size :][part]
         if self._has_momentum:
             momentum[:] = self._momentum * momentum + delta
             delta = self._rate * (delta + self._momentum * momentum)
         values += delta
-        return state

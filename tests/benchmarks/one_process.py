@@ -76,7 +76,8 @@ class OneProcessSwarm:
         outcomes = self._loop.run_until_complete(self._averaged(deltas, samples, part))
         if len({digest_of(outcome.delta) for outcome in outcomes}) > 1:
             raise RuntimeError(f"round {self._round}: the peers hold different averages")
-        self._state = self._outer.step(self._state, outcomes[0].delta, part)
+        self._state = self._state.copy()  # the nodes hand out the one before
+        self._outer.step(self._state, outcomes[0].delta, part)
         self._round += 1
         self._loop.run_until_complete(self._hold())
         travelled = sum(o.bytes_sent + o.bytes_received for o in outcomes)
