@@ -52,7 +52,7 @@ class CountingLearner:
         return self._values.copy()
 
     def adopt(self, values: Any) -> None:
-        self._values = values.copy()
+        self._values[:] = values
 
     def train(self, round: int, on_step: Any, stop: Any, begun: Work | None = None) -> Work:
         began = time.monotonic() - (begun.seconds if begun else 0.0)
@@ -60,7 +60,7 @@ class CountingLearner:
             self._before_training(round)
         steps = begun.steps if begun else 0
         while steps < self._steps and not stop():
-            time.sleep(self._pause)
+            time.sleep(max(began + (steps + 1) * self._pause - time.monotonic(), 0.0))
             self._values[self.part(round)] += self._step
             self.done.append(round)
             steps += 1

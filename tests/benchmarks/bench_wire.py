@@ -8,6 +8,7 @@ the bar is 1.15 times that, and four round trips.
 import argparse
 import ctypes
 import functools
+import itertools
 import os
 import shlex
 import statistics
@@ -53,6 +54,7 @@ class Line:
 
     mbit: float
     compression: Any
+    congestion: str  # TCP's control of it
     whole: list[float] = field(default_factory=list)
     forming: list[float] = field(default_factory=list)
     reducing: list[float] = field(default_factory=list)
@@ -70,10 +72,12 @@ class Line:
 
     def row(self) -> str:
         if not self.whole:
-            return f"| {self.mbit:.0f} | {self.compression} | {'; '.join(self.problems)} |"
+            why = "; ".join(self.problems)
+            return f"| {self.mbit:.0f} | {self.congestion} | {self.compression} | {why} |"
         whole = statistics.median(self.whole)
         cells = [
             f"{self.mbit:.0f}",
+            self.congestion,
             self.compression,
             f"{self.wire:.2f}",
             f"{whole:.2f} ({min(self.whole):.2f} to {max(self.whole):.2f})",
@@ -83,26 +87,26 @@ class Line:
             f"{self.bar:.2f}",
             "met" if whole <= self.bar else "**not met**",
         ]
+        if self.problems:
+            cells[-1] += f"; missed: {'; '.join(self.problems)}"
         return f"| {' | '.join(cells)} |"
 
 
 HEAD = (
-    "| Mbit/s | codec | wire | whole round | forming | all-reduce | of the wire | bar | |\n"
-    "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
+    "| Mbit/s | TCP | codec | wire | whole round | forming | all-reduce | of the wire | bar | |\n"
+    "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |"
 )
 
 
-def measure(mbit: float, compression: Any, rounds: int) -> Line:
-    """Rounds over lines of `mbit` in each direction; the first is a rehearsal."""
-    line = Line(mbit, compression)
-    with Lab(" ".join(HOSTS)) as lab:
+def measure(line: Line, rounds: int) -> None:
+    """Rounds over such lines; the first is a rehearsal."""
+    with Lab(" ".join(HOSTS), congestion=line.congestion) as lab:
         for host in HOSTS:
-            lab.slow(host, mbit)
+            lab.slow(host, line.mbit)
             lab.delay(host, ROUND_TRIP / 4 * 1000)
-        make = functools.partial(
-            OnHost, compression, [lab.namespace(h) for h in HOSTS], [lab.ip(h) for h in HOSTS]
-        )
-        with Team(f"wire-{compression}", len(HOSTS), VALUES, make) as team:
+        where = [lab.namespace(h) for h in HOSTS], [lab.ip(h) for h in HOSTS]
+        make = functools.partial(OnHost, line.compression, *where)
+        with Team(f"wire-{line.compression}", len(HOSTS), VALUES, make) as team:
             for number in range(rounds + 1):
                 team.call("prepare", number)
                 time.sleep(_EPOCH)
@@ -114,13 +118,15 @@ def measure(mbit: float, compression: Any, rounds: int) -> Line:
                     line.whole.append(max(o.ended for o in outcomes) - began)
                     line.forming.append(max(o.forming for o in outcomes))
                     line.reducing.append(max(o.reducing for o in outcomes))
-    return line
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-wire", description=__doc__)
     parser.add_argument("--mbit", type=float, nargs="+", default=[100, 20])
     parser.add_argument("--codecs", nargs="+", default=["fp16", "int8"])
+    known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+    both = [c for c in ("cubic", "bbr") if c in known]
+    parser.add_argument("--congestion", nargs="+", default=both)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="folder of wire.md and wire.json")
     chosen = parser.parse_args()
@@ -130,10 +136,10 @@ def main() -> None:
     about = report.about(command)
     lines = []
     print(HEAD, flush=True)
-    for mbit in chosen.mbit:
-        for compression in chosen.codecs:
-            lines.append(measure(mbit, compression, chosen.rounds))
-            print(lines[-1].row(), flush=True)
+    for kind in itertools.product(chosen.mbit, chosen.codecs, chosen.congestion):
+        lines.append(Line(*kind))
+        measure(lines[-1], chosen.rounds)
+        print(lines[-1].row(), flush=True)
     folder = chosen.output or (RESULTS if len(sys.argv) == 1 else None)
     if folder is not None:
         facts = {"about": about, "lines": [asdict(line) for line in lines]}
@@ -147,7 +153,8 @@ def _page(about: dict[str, Any], lines: list[Line]) -> str:
         "Seconds of the slowest of four peers, "
         f"10 MB of float32, {ROUND_TRIP * 1000:.0f} ms round trip, median (least to most). *Whole*"
         " runs from the end of the local epochs until the last peer has the average. The bar is"
-        f" 1.15 · wire + 4 · round trip.\n\n{HEAD}\n{rows}\n"
+        " 1.15 · wire + 4 · round trip. *TCP* is the hosts' congestion control; Linux, macOS and"
+        f" Windows come with cubic.\n\n{HEAD}\n{rows}\n"
     )
 
 

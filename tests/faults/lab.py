@@ -28,10 +28,12 @@ _BUFFER = 0.1  # seconds that a shaped link buffers before it drops
 class Lab:
     """Make it with the names of its hosts; a context manager."""
 
-    def __init__(self, hosts: str, net: str = _NET) -> None:
+    def __init__(self, hosts: str, net: str = _NET, congestion: str = "cubic") -> None:
         """net: the first three octets of all addresses. libp2p does no relaying and no hole
-        punching among private ones; a net like "11.77.0" exists in the lab only."""
+        punching among private ones; a net like "11.77.0" exists in the lab only. congestion: the
+        hosts' TCP congestion control; Linux's own choice, whatever this machine is set to."""
         self._prefix, self._net = f"lab{os.getpid()}", net
+        self._congestion = congestion
         self._hosts: dict[str, str] = {}
         self._outside: list[str] = []  # those that have a link to the core
         self._rules: list[list[str]] = []  # routing rules by which packets vanish
@@ -91,7 +93,7 @@ class Lab:
             f"addr add {address}/32 dev eth0",
             "link set eth0 up",
             f"route add {gate}/32 dev eth0",
-            f"route add default via {gate}",
+            f"route add default via {gate} congctl {self._congestion}",
         ):
             _run("ip", "-n", space, *words.split())
         self._hosts[host] = address
