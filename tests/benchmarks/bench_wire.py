@@ -54,7 +54,7 @@ class Line:
 
     mbit: float
     compression: Any
-    congestion: str  # TCP's control of it
+    tcp: str  # as `Lab` has it
     whole: list[float] = field(default_factory=list)
     forming: list[float] = field(default_factory=list)
     reducing: list[float] = field(default_factory=list)
@@ -73,11 +73,11 @@ class Line:
     def row(self) -> str:
         if not self.whole:
             why = "; ".join(self.problems)
-            return f"| {self.mbit:.0f} | {self.congestion} | {self.compression} | {why} |"
+            return f"| {self.mbit:.0f} | {self.tcp} | {self.compression} | {why} |"
         whole = statistics.median(self.whole)
         cells = [
             f"{self.mbit:.0f}",
-            self.congestion,
+            self.tcp,
             self.compression,
             f"{self.wire:.2f}",
             f"{whole:.2f} ({min(self.whole):.2f} to {max(self.whole):.2f})",
@@ -100,7 +100,7 @@ HEAD = (
 
 def measure(line: Line, rounds: int) -> None:
     """Rounds over such lines; the first is a rehearsal."""
-    with Lab(" ".join(HOSTS), congestion=line.congestion) as lab:
+    with Lab(" ".join(HOSTS), tcp=line.tcp) as lab:
         for host in HOSTS:
             lab.slow(host, line.mbit)
             lab.delay(host, ROUND_TRIP / 4 * 1000)
@@ -125,8 +125,8 @@ def main() -> None:
     parser.add_argument("--mbit", type=float, nargs="+", default=[100, 20])
     parser.add_argument("--codecs", nargs="+", default=["fp16", "int8"])
     known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
-    both = [c for c in ("cubic", "bbr") if c in known]
-    parser.add_argument("--congestion", nargs="+", default=both)
+    kinds = [tcp for tcp in ("cubic", "cubic, awake", "bbr") if tcp.split(",")[0] in known]
+    parser.add_argument("--tcp", nargs="+", default=kinds)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="folder of wire.md and wire.json")
     chosen = parser.parse_args()
@@ -136,7 +136,7 @@ def main() -> None:
     about = report.about(command)
     lines = []
     print(HEAD, flush=True)
-    for kind in itertools.product(chosen.mbit, chosen.codecs, chosen.congestion):
+    for kind in itertools.product(chosen.mbit, chosen.codecs, chosen.tcp):
         lines.append(Line(*kind))
         measure(lines[-1], chosen.rounds)
         print(lines[-1].row(), flush=True)
@@ -153,8 +153,10 @@ def _page(about: dict[str, Any], lines: list[Line]) -> str:
         "Seconds of the slowest of four peers, "
         f"10 MB of float32, {ROUND_TRIP * 1000:.0f} ms round trip, median (least to most). *Whole*"
         " runs from the end of the local epochs until the last peer has the average. The bar is"
-        " 1.15 · wire + 4 · round trip. *TCP* is the hosts' congestion control; Linux, macOS and"
-        f" Windows come with cubic.\n\n{HEAD}\n{rows}\n"
+        " 1.15 · wire + 4 · round trip. *TCP* is the hosts' congestion control. Linux, macOS and"
+        " Windows come with cubic, which starts slowly after each local epoch; *awake* are hosts"
+        " that do not, as `peers/trainer/README.md` advises."
+        f"\n\n{HEAD}\n{rows}\n"
     )
 
 
