@@ -74,6 +74,11 @@ class Daemon(P2P):  # type: ignore[misc]
         return [sys.executable, "-I", "-S", "-c", _TETHER, str(os.getpid()), *command]
 
 
+def has_crossed(problem: Exception) -> bool:
+    """Whether a dial failed, now or some seconds ago, as `Daemon.let_dial` tells."""
+    return any(w in str(problem) for w in ("failed to negotiate security protocol", "dial backoff"))
+
+
 class DaemonStream:
     """Length-prefixed frames on one libp2p stream."""
 

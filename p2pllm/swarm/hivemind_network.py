@@ -25,14 +25,12 @@ from p2pllm.config.peer import NetworkConfig
 from p2pllm.errors import AddressInUse, NetworkDown, NoPeersReached
 from p2pllm.swarm.address_book import AddressBook
 from p2pllm.swarm.addresses import check_addresses, check_ports
-from p2pllm.swarm.daemon import FAILURES, Daemon, DaemonStream, make_folder
+from p2pllm.swarm.daemon import FAILURES, Daemon, DaemonStream, has_crossed, make_folder
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.network import DialledTooSoon, Handler, NetworkError, PeerId, Stream, Timeouts
 from p2pllm.swarm.records import is_acceptable
 
 logger = logging.getLogger(__name__)
-# What p2pd says when two have dialled each other at once, and for some seconds after that.
-_CROSSED = ("failed to negotiate security protocol", "dial backoff")
 _TRIED = 8  # remembered addresses with which a peer starts when the initial ones are gone
 
 
@@ -160,7 +158,7 @@ class HivemindNetwork:
                 PeerID.from_base58(peer), protocol
             )
         except (*FAILURES, ValueError) as problem:
-            kind = DialledTooSoon if any(w in str(problem) for w in _CROSSED) else NetworkError
+            kind = DialledTooSoon if has_crossed(problem) else NetworkError
             raise kind(f"{peer} cannot be reached: {problem}") from problem
         return DaemonStream(peer, reader, writer)
 

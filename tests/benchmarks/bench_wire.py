@@ -28,6 +28,7 @@ from tests.faults.lab import Lab, usable
 HOSTS = ("ann", "bob", "cat", "dan")
 ROUND_TRIP = 0.1  # seconds
 VALUES = 2_500_000  # 10 MB of float32
+_TCP = ("cubic", "cubic, awake", "bbr")  # as `Lab` has them
 _EPOCH = 3.0  # seconds of a local epoch, in which the group gathers
 _NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET
 
@@ -124,19 +125,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench-wire", description=__doc__)
     parser.add_argument("--mbit", type=float, nargs="+", default=[100, 20])
     parser.add_argument("--codecs", nargs="+", default=["fp16", "int8"])
-    known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
-    kinds = [tcp for tcp in ("cubic", "cubic, awake", "bbr") if tcp.split(",")[0] in known]
-    parser.add_argument("--tcp", nargs="+", default=kinds)
+    parser.add_argument("--tcp", nargs="+", help="kinds of hosts; all that this kernel knows")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--output", type=Path, help="folder of wire.md and wire.json")
     chosen = parser.parse_args()
     if missing := usable("tc", "iptables"):
         sys.exit(f"no lab here: {missing}")
+    known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
+    kinds = chosen.tcp or [tcp for tcp in _TCP if tcp.split(",")[0] in known]
     command = shlex.join(["python", "-m", "tests.benchmarks.bench_wire", *sys.argv[1:]])
     about = report.about(command)
     lines = []
     print(HEAD, flush=True)
-    for kind in itertools.product(chosen.mbit, chosen.codecs, chosen.tcp):
+    for kind in itertools.product(chosen.mbit, chosen.codecs, kinds):
         lines.append(Line(*kind))
         measure(lines[-1], chosen.rounds)
         print(lines[-1].row(), flush=True)
