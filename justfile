@@ -61,7 +61,7 @@ bench-wire *ARGS: setup
 bench-step *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_step "$@"
 
-# Measures what part of its time a peer trains, with and without overlap: 23 minutes; needs root
+# Measures what part of its time a peer trains, with and without overlap: 15 minutes; needs root
 bench-utilisation *ARGS: setup
     .venv/bin/python -m tests.benchmarks.bench_utilisation "$@"
 

@@ -11,6 +11,7 @@ from p2pllm.events import (
     Finished,
     RoundCommitted,
     RoundMissed,
+    StepDone,
     Trouble,
 )
 from p2pllm.model.adapter import Adapter, Values, attach_adapter
@@ -65,6 +66,7 @@ class Trainer:
         self._work = LocalWork(learner, rows, self._run.averaging.carry)
         self._sketch = OwnSketch(self._swarm, adapter, self._run.seed)
         self._samples = 0
+        self._began = 0.0  # the local epoch, by the monotonic clock
         self._waiting_since = 0.0
         self._last_result = -1
         self._kept: Finished | None = None  # the result, once it is on disk
@@ -110,7 +112,8 @@ class Trainer:
         self._swarm.announce(state="training")
         self._swarm.approach(self._anchor)
         self._own.after_average(self._anchor, self._outer.values(self._state))
-        if not self._work.train(self._events.emit, self._seat.stop.is_set):
+        self._began = time.monotonic()
+        if not self._work.train(self._stepped, self._seat.stop.is_set):
             return
         self._own.before_average(self._anchor, self._learner.values)
         work = self._work.finished
@@ -225,6 +228,16 @@ class Trainer:
         self._kept = Finished(round=final.round, digest=final.digest, path=path)
 
     # ---- their parts
+
+    def _stepped(self, done: StepDone) -> None:
+        self._events.emit(done)
+        elapsed = time.monotonic() - self._began
+        if done.steps is None:
+            left = (self._run.training.local.seconds or 0.0) - elapsed
+        else:
+            left = elapsed / done.step * (done.steps - done.step)
+        if left > 0 and not self._run.averaging.overlap:
+            self._swarm.expect_end(left)
 
     def _hold(self, round: int, state: Values) -> None:
         """Go on from this adapter, and let others have it."""

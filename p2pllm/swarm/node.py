@@ -43,6 +43,7 @@ from p2pllm.swarm.reducer import AttemptFailed
 from p2pllm.swarm.rounds import Anchor, CatchUp
 from p2pllm.swarm.shared_records import SHARED_LIFE, SharedRecords
 from p2pllm.swarm.transfer import ADAPTER, Shelf, fetch
+from p2pllm.swarm.warmup import WARM_UP, WarmUp
 
 logger = logging.getLogger(__name__)
 _REMEMBERED = 5  # rounds by which our line is judged
@@ -105,6 +106,7 @@ class Node:
         self._lobby = Lobby(self._streams, manifest.run.averaging, self.observer.view, timeouts)
         self._desk = Desk(timeouts)
         self._shelf = Shelf(timeouts)
+        self._warm_up = WarmUp(self._streams, timeouts)
         self._tasks: set[asyncio.Task[None]] = set()
         self.on_trouble: Callable[[str], None] = logger.warning
 
@@ -115,6 +117,7 @@ class Node:
             (JOIN, self._lobby.leader.serve),
             (REDUCE, self._desk.serve),
             (ADAPTER, self._shelf.serve),
+            (WARM_UP, self._warm_up.serve),
         ):
             await self._streams.serve(protocol, handler)
         self._progress = progress
@@ -155,6 +158,7 @@ class Node:
         self._shelf.hold(anchor, state)
         trains = self._progress.role == "trainer"
         self._lobby.stand_at(anchor, size, trains)
+        self._warm_up.plan(self._group)
         if self._group is not None and anchor.round == self._group.anchor.round + 1:
             self.observer.presume(self._group, anchor)
         self.announce(round=anchor.round, digest=anchor.digest, **said)
@@ -163,6 +167,7 @@ class Node:
         for task in list(self._tasks):
             task.cancel()
         self._lobby.turn_back()
+        self._warm_up.end()
         self._progress = self._progress.model_copy(update={"state": "leaving"})
         await self._announce()
 
@@ -173,9 +178,14 @@ class Node:
         self._lobby.approach(anchor, self._progress.dialable)
         self._in_background(self._meet_the_others())
 
+    def expect_end(self, seconds: float) -> None:
+        """Our local epoch ends in about so many seconds."""
+        self._warm_up.expect(seconds)
+
     async def average(self, contribution: Contribution) -> Averaged | Missed:
         """One attempt at the round. Bounded by the deadlines, whatever others do."""
         started = loop_time()
+        self._warm_up.end()
         mine = Member(
             self._network.me,
             float(contribution.samples),

@@ -155,6 +155,10 @@ class Swarm:
         """A local epoch on this anchor begins: find the group for it meanwhile."""
         self._soon(lambda node: node.approach(anchor))
 
+    def expect_end(self, seconds: float) -> None:
+        """The local epoch ends in about so many seconds: have the lines ready by then."""
+        self._soon(lambda node: node.expect_end(seconds))
+
     def hold(self, anchor: Anchor, state: Floats, size: int, **said: Any) -> None:
         """We hold this state now, of which this round averages `size` values: say so, and hand it
         to who asks. `said`: other fields of our record that change in the same moment."""

@@ -23,14 +23,13 @@ _VALUES = 4_000_000  # 16 MB
 _REHEARSALS = 2  # rounds: TCP learns in the first ones what the lines can carry
 _STEP = 0.1  # seconds of a local step, in which the light learner sleeps
 _BARS = {False: 0.97, True: 0.99}  # by whether averages overlap with training
-_CASES = ((False, "cubic"), (False, "cubic, awake"), (True, "cubic"))  # and the hosts' TCP
 
 
-def measure(overlap: bool, tcp: str, chosen: argparse.Namespace) -> list[float]:
+def measure(overlap: bool, chosen: argparse.Namespace) -> list[float]:
     """The utilisation of each peer over so many rounds, after some that are rehearsals."""
     hosts = ("door", *NAMES)
     rounds, epoch = chosen.rounds, chosen.epoch
-    with Lab(" ".join(hosts), tcp=tcp) as lab, tempfile.TemporaryDirectory() as folder:
+    with Lab(" ".join(hosts)) as lab, tempfile.TemporaryDirectory() as folder:
         for host in hosts:
             lab.slow(host, chosen.mbit)
             lab.delay(host, ROUND_TRIP / 4 * 1000)
@@ -73,28 +72,27 @@ def main() -> None:
     if missing := usable("tc", "iptables"):
         sys.exit(f"no lab here: {missing}")
     about = report.about(shlex.join(["python", "-m", "tests.benchmarks.bench_utilisation"]))
-    found = [(*case, measure(*case, chosen)) for case in _CASES]
+    found = {overlap: measure(overlap, chosen) for overlap in _BARS}
     text = _page(about, found, chosen)
     print(text)
     if len(sys.argv) == 1:
-        cases = [{"overlap": o, "tcp": tcp, "utilisation": each} for o, tcp, each in found]
+        cases = [{"overlap": o, "utilisation": each} for o, each in found.items()]
         report.save(RESULTS, "utilisation", text, {"about": about, "cases": cases})
 
 
-def _page(about: dict[str, Any], found: list[tuple[bool, str, list[float]]], chosen: Any) -> str:
+def _page(about: dict[str, Any], found: dict[bool, list[float]], chosen: Any) -> str:
     rows = []
-    for overlap, tcp, each in found:
+    for overlap, each in found.items():
         middle, bar = statistics.median(each), _BARS[overlap]
         verdict = "met" if middle >= bar else "**not met**"
         name = "with overlap" if overlap else "without"
-        rows.append([name, tcp, f"{middle:.2%}", f"{min(each):.2%}", f"{bar:.0%}", verdict])
-    table = report.table(["averaging", "TCP", "median", "least", "bar", ""], rows)
+        rows.append([name, f"{middle:.2%}", f"{min(each):.2%}", f"{bar:.0%}", verdict])
+    table = report.table(["averaging", "median", "least", "bar", ""], rows)
     where = report.setting(about, "Network namespaces")
     return (
         f"# What part of its time a peer trains\n\n{where}\n\nFour peers, a 16 MB adapter as fp16, "
         f"local epochs of {chosen.epoch:.0f} s, {chosen.rounds} rounds after {_REHEARSALS} "
         f"rehearsals, lines of {chosen.mbit:.0f} Mbit/s and {ROUND_TRIP * 1000:.0f} ms round trip."
-        " *TCP* is as in `wire.md`."
         f"\n\n{table}\n"
     )
 

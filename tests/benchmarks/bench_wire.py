@@ -28,7 +28,7 @@ from tests.faults.lab import Lab, usable
 HOSTS = ("ann", "bob", "cat", "dan")
 ROUND_TRIP = 0.1  # seconds
 VALUES = 2_500_000  # 10 MB of float32
-_TCP = ("cubic", "cubic, awake", "bbr")  # as `Lab` has them
+_TCP = ("cubic", "bbr")
 _EPOCH = 3.0  # seconds of a local epoch, in which the group gathers
 _NETWORK_NAMESPACE = 0x40000000  # CLONE_NEWNET
 
@@ -39,6 +39,7 @@ class OnHost(Ours):
     def __init__(self, compression: Any, namespaces: list[str], addresses: list[str]) -> None:
         super().__init__(compression)
         self._namespaces, self._addresses = namespaces, addresses
+        self.epoch = _EPOCH
 
     def start(self, meeting: str) -> str:
         handle = os.open(f"/run/netns/{self._namespaces[self.rank]}", os.O_RDONLY)
@@ -55,7 +56,7 @@ class Line:
 
     mbit: float
     compression: Any
-    tcp: str  # as `Lab` has it
+    tcp: str
     whole: list[float] = field(default_factory=list)
     forming: list[float] = field(default_factory=list)
     reducing: list[float] = field(default_factory=list)
@@ -132,7 +133,7 @@ def main() -> None:
     if missing := usable("tc", "iptables"):
         sys.exit(f"no lab here: {missing}")
     known = Path("/proc/sys/net/ipv4/tcp_available_congestion_control").read_text().split()
-    kinds = chosen.tcp or [tcp for tcp in _TCP if tcp.split(",")[0] in known]
+    kinds = chosen.tcp or [tcp for tcp in _TCP if tcp in known]
     command = shlex.join(["python", "-m", "tests.benchmarks.bench_wire", *sys.argv[1:]])
     about = report.about(command)
     lines = []
@@ -154,9 +155,8 @@ def _page(about: dict[str, Any], lines: list[Line]) -> str:
         "Seconds of the slowest of four peers, "
         f"10 MB of float32, {ROUND_TRIP * 1000:.0f} ms round trip, median (least to most). *Whole*"
         " runs from the end of the local epochs until the last peer has the average. The bar is"
-        " 1.15 · wire + 4 · round trip. *TCP* is the hosts' congestion control. Linux, macOS and"
-        " Windows come with cubic, which starts slowly after each local epoch; *awake* are hosts"
-        " that do not, as `peers/trainer/README.md` advises."
+        " 1.15 · wire + 4 · round trip. *TCP* is the hosts' congestion control; Linux, macOS and"
+        " Windows come with cubic."
         f"\n\n{HEAD}\n{rows}\n"
     )
 

@@ -32,6 +32,7 @@ class Ours(Peer):
 
     def __init__(self, compression: Compression) -> None:
         self.compression, self.listens = compression, LOOPBACK
+        self.epoch = 0.0  # seconds between `prepare` and `round`; 0: a peer cannot tell
 
     def start(self, meeting: str) -> str:
         self._folder = Path(tempfile.mkdtemp(prefix="p2pllm-bench-"))
@@ -69,6 +70,8 @@ class Ours(Peer):
         self._swarm.hold(self._anchor, np.zeros(1, np.float32), self.size)
         self._swarm.announce(state="training")
         self._swarm.approach(self._anchor)
+        if self.epoch:
+            self._swarm.expect_end(self.epoch)
 
     def round(self, number: int) -> Round:
         # All that a trainer does between its last local step and the average.

@@ -31,10 +31,9 @@ class Lab:
     def __init__(self, hosts: str, net: str = _NET, tcp: str = "cubic") -> None:
         """net: the first three octets of all addresses. libp2p does no relaying and no hole
         punching among private ones; a net like "11.77.0" exists in the lab only. tcp: the hosts'
-        congestion control; Linux's own choice, whatever this machine is set to. "cubic, awake" does
-        not start slowly after an idle time, as peers/trainer/README.md advises."""
+        congestion control; Linux's own choice, whatever this machine is set to."""
         self._prefix, self._net = f"lab{os.getpid()}", net
-        self._congestion, _, self._awake = tcp.partition(", ")
+        self._congestion = tcp
         self._hosts: dict[str, str] = {}
         self._outside: list[str] = []  # those that have a link to the core
         self._rules: list[list[str]] = []  # routing rules by which packets vanish
@@ -97,8 +96,6 @@ class Lab:
             f"route add default via {gate} congctl {self._congestion}",
         ):
             _run("ip", "-n", space, *words.split())
-        if self._awake:
-            self._inside(host, "sysctl", "-qw", "net.ipv4.tcp_slow_start_after_idle=0")
         self._hosts[host] = address
         if behind == _CORE:
             self._outside.append(host)
