@@ -58,9 +58,10 @@ class CountingLearner:
         began = time.monotonic() - (begun.seconds if begun else 0.0)
         if begun is None:
             self._before_training(round)
+        paced_from = time.monotonic() - (begun.seconds if begun else 0.0)
         steps = begun.steps if begun else 0
         while steps < self._steps and not stop():
-            time.sleep(max(began + (steps + 1) * self._pause - time.monotonic(), 0.0))
+            time.sleep(max(paced_from + (steps + 1) * self._pause - time.monotonic(), 0.0))
             self._values[self.part(round)] += self._step
             self.done.append(round)
             steps += 1
