@@ -132,6 +132,35 @@ async def test_a_group_never_holds_two_that_trained_on_the_same_rows():
     assert "rows" in group.left_out[peers.id(name)]
 
 
+async def test_all_who_come_are_told_when_the_group_closes_without_them():
+    peers = await Peers("ann", "bob", "cat").start()
+    for node in peers.nodes.values():
+        node.approach(peers.anchor)
+    await asyncio.sleep(0.2)
+    assert {node.closes_at for node in peers.nodes.values()} == {None}  # nobody waits yet
+    first = asyncio.ensure_future(peers.average("ann"))
+    second = asyncio.ensure_future(peers.average("bob"))
+    await asyncio.sleep(0.2)
+    closes = {node.closes_at for node in peers.nodes.values()}
+    ceiling = RULES.deadline.ceiling
+    assert all(at == pytest.approx(loop_time() - 0.2 + ceiling, abs=0.1) for at in closes)
+    results = await asyncio.gather(first, second, peers.average("cat"))
+    assert all(isinstance(result, Averaged) for result in results)
+    for node in peers.nodes.values():
+        node.approach(peers.anchor)
+        assert node.closes_at is None
+
+
+async def test_nobody_is_told_to_hurry_while_there_are_too_few_for_a_round():
+    peers = await Peers("ann", "bob", rules=RULES.model_copy(update={"min_peers": 2})).start()
+    peers.nodes["bob"].approach(peers.anchor)
+    first = asyncio.ensure_future(peers.average("ann"))
+    await asyncio.sleep(0.3)
+    assert peers.nodes["bob"].closes_at is None
+    await peers.average("bob")
+    await first
+
+
 async def test_everybody_ends_with_the_same_bits():
     peers = await Peers("ann", "bob", "cat", "dan").start()
     deltas = deltas_of(await peers.average_all())

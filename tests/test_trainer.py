@@ -60,6 +60,31 @@ def test_a_slow_peer_misses_a_round_and_its_work_is_carried_into_the_next(tmp_pa
     assert peers["cat"].of(CaughtUp)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_who_joins_in_the_midst_of_a_local_epoch_is_in_its_round(tmp_path, overlap):
+    churn = Churn(tmp_path, rounds=5, min_peers=2, overlap=overlap)
+    churn.local_epoch = (20, 0.1)  # the others wait for half a second
+    churn.start("ann", "bob")
+    churn.wait_for("ann", lambda peer: peer.of(RoundCommitted)[1:])
+    time.sleep(1.0)
+    eve = churn.play("eve")["eve"]
+    assert [e.round for e in eve.of(RoundCommitted)] == [2, 3, 4]
+    assert eve.of(RoundCommitted)[0].samples < 4 * 18
+    assert len(eve.of(CaughtUp)) == 1
+
+
+def test_a_slow_trainer_offers_what_it_has_when_the_others_have_waited(tmp_path):
+    churn = Churn(tmp_path, rounds=3, min_peers=2)
+    churn.local_epoch = (10, 0.05)
+    churn.start("ann", "bob")
+    churn.local_epoch = (60, 0.05)
+    peers = churn.play("cat")
+    assert [e.round for e in peers["cat"].of(RoundCommitted)] == [0, 1, 2]
+    # In the first round, nobody knows how long a round takes: they wait for a whole second.
+    assert all(4 * 10 < e.samples < 4 * 60 for e in peers["cat"].of(RoundCommitted))
+    assert all(not e.left_out for e in peers["ann"].of(RoundCommitted))
+
+
 @pytest.mark.parametrize("rule", ["freeze_a", "alternate"])
 @pytest.mark.parametrize(
     "averaging", [{}, {"compression": "int8", "outer": "nesterov"}, {"overlap": True}]

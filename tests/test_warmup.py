@@ -1,6 +1,7 @@
 """What goes over the lines just before a local epoch ends. In virtual time."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -215,9 +216,12 @@ def test_a_local_epoch_of_so_many_seconds_needs_no_guess():
     training = TrainingConfig(local=LocalEpoch(seconds=5.0))
     trainer = SimpleNamespace(
         _began=time.monotonic() - 2.0,
+        _stepped_at=time.monotonic() - 0.3,
         _events=Events(),
         _run=SimpleNamespace(training=training, averaging=AveragingConfig()),
-        _swarm=SimpleNamespace(expect_end=told.append),
+        _swarm=SimpleNamespace(
+            expect_end=told.append, closes_in=lambda: math.inf, timeouts=Timeouts()
+        ),
     )
     done = StepDone(round=0, step=7, steps=None, loss=1.0, learning_rate=1.0, tokens_per_second=1.0)
     Trainer._stepped(cast(Any, trainer), done)

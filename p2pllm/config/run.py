@@ -191,7 +191,8 @@ class AveragingConfig(Config):
     max_group: int = Field(16, ge=1, le=256)
     """Most trainers in one round."""
     deadline: Deadline = Deadline()
-    """How long the ready peers wait for the others."""
+    """How long the ready peers wait for the others. Who would be late ends its local epoch before
+    that and offers what it has."""
     robust: Literal["none", "clip", "trimmed_mean"] = "clip"
     """Against deltas that are out of proportion: scale them down, or drop the largest and the
     smallest value of each coordinate (from four trainers on)."""

@@ -81,9 +81,15 @@ class LocalWork:
         self.finished = self._offered = self._ahead_from = None
         self._learner.adopt(anchor)
 
-    def train(self, on_step: Callable[[StepDone], None], stop: Callable[[], bool]) -> bool:
-        """A local epoch, whatever was done ahead included. Whether it is finished."""
-        work = self._learner.train(self._round, on_step, stop, self._ahead)
+    def train(
+        self,
+        on_step: Callable[[StepDone], None],
+        stop: Callable[[], bool],
+        enough: Callable[[], bool],
+    ) -> bool:
+        """A local epoch, whatever was done ahead included, or what there is of it once `enough`
+        says so. Whether it is finished."""
+        work = self._learner.train(self._round, on_step, lambda: stop() or enough(), self._ahead)
         self._ahead = None
         if stop() or not work.samples:
             return False

@@ -66,7 +66,8 @@ class Trainer:
         self._work = LocalWork(learner, rows, self._run.averaging.carry)
         self._sketch = OwnSketch(self._swarm, adapter, self._run.seed)
         self._samples = 0
-        self._began = 0.0  # the local epoch, by the monotonic clock
+        self._began = self._stepped_at = 0.0  # the local epoch, its last step; monotonic
+        self._is_late = False  # with another step the group would close without us
         self._waiting_since = 0.0
         self._last_result = -1
         self._kept: Finished | None = None  # the result, once it is on disk
@@ -112,8 +113,9 @@ class Trainer:
         self._swarm.announce(state="training")
         self._swarm.approach(self._anchor)
         self._own.after_average(self._anchor, self._outer.values(self._state))
-        self._began = time.monotonic()
-        if not self._work.train(self._stepped, self._seat.stop.is_set):
+        self._began = self._stepped_at = time.monotonic()
+        self._is_late = False
+        if not self._work.train(self._stepped, self._seat.stop.is_set, lambda: self._is_late):
             return
         self._own.before_average(self._anchor, self._learner.values)
         work = self._work.finished
@@ -231,7 +233,11 @@ class Trainer:
 
     def _stepped(self, done: StepDone) -> None:
         self._events.emit(done)
-        elapsed = time.monotonic() - self._began
+        now = time.monotonic()
+        took, elapsed, self._stepped_at = now - self._stepped_at, now - self._began, now
+        # What we have is worth more now than all of it in a later round.
+        margin = 2 * self._swarm.timeouts.heartbeat
+        self._is_late = self._swarm.closes_in() < took + margin
         if done.steps is None:
             left = (self._run.training.local.seconds or 0.0) - elapsed
         else:

@@ -63,6 +63,8 @@ class Leader:
         self._gathering: Gathering | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._waits: list[float] = []
+        # By the loop's clock, when the group closes without those who are not ready; None: not yet.
+        self.closes_at: float | None = None
         self._before: frozenset[PeerId] = frozenset()  # who was in the last group
         self._had_company = False
 
@@ -114,6 +116,7 @@ class Leader:
             here.silent[seat.peer] = 1  # it hung up too early; one hello unanswered, and it is gone
 
     def _disband(self, outcome: Outcome) -> None:
+        self.closes_at = None
         here, self._gathering = self._gathering, None
         if here is not None:
             here.tell(outcome)
@@ -134,7 +137,8 @@ class Leader:
         listening = asyncio.ensure_future(self._listen(stream, seat))
         try:
             while not seat.outcome.done() and not listening.done():
-                await send_message(stream, answer="wait")
+                left = None if self.closes_at is None else self.closes_at - loop_time()
+                await send_message(stream, answer="wait", closes_in=left)
                 await asyncio.wait(
                     (seat.outcome, listening),
                     timeout=self._timeouts.heartbeat,
@@ -225,6 +229,7 @@ class Leader:
         self.notice(view)
         patience = attendance.patience(view, self._had_company, self._timeouts.record_life)
         deadline = learned_deadline(self._waits, rules.deadline)
+        self.closes_at = loop_time() + max(deadline, patience) - attendance.waited
         if attendance.waited < patience or not attendance.closes(view, rules, deadline):
             return None
         self._had_company = bool(view.peers)  # who has waited long enough goes on alone

@@ -20,6 +20,7 @@ from p2pllm.swarm.network import (
     Streams,
     Timeouts,
     dial,
+    loop_time,
     receive_message,
     send_message,
 )
@@ -49,6 +50,7 @@ class Lobby:
         self._anchor: Anchor | None = None
         self._size = 0  # values that this round averages
         self._way: _Way | None = None
+        self._told: float | None = None  # by the leader, when the group closes
 
     def stand_at(self, anchor: Anchor, size: int, leads: bool) -> None:
         """Tell the lobby which adapter this peer holds, and whether it trains on it."""
@@ -57,6 +59,12 @@ class Lobby:
             self.turn_back()
         self._anchor, self._size = anchor, size
         self.leader.stand_at(anchor, size, leads)
+
+    @property
+    def closes_at(self) -> float | None:
+        """By the loop's clock, when the group closes without those who are not ready; None: not
+        yet."""
+        return self.leader.closes_at if self._told is None else self._told
 
     def approach(self, anchor: Anchor, dialable: bool) -> _Way:
         """Go to the leader of this round, to be there when the local epoch ends."""
@@ -67,6 +75,7 @@ class Lobby:
         return self._way
 
     def turn_back(self) -> None:
+        self._told = None
         if self._way is not None:
             self._way.task.cancel()
             self._way = None
@@ -175,6 +184,8 @@ class Lobby:
             message = await receive_message(stream, self._timeouts.silence)
             match message.get("answer"):
                 case "wait":
+                    left = message.get("closes_in")
+                    self._told = None if left is None else loop_time() + float(left)
                     await send_message(stream, here=True)
                 case "redirect":
                     return Redirect(str(message.get("leader")))

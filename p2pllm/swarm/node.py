@@ -182,6 +182,11 @@ class Node:
         """Our local epoch ends in about so many seconds."""
         self._warm_up.expect(seconds)
 
+    @property
+    def closes_at(self) -> float | None:
+        """By the loop's clock, when this round's group closes without us; None: not yet."""
+        return self._lobby.closes_at
+
     async def average(self, contribution: Contribution) -> Averaged | Missed:
         """One attempt at the round. Bounded by the deadlines, whatever others do."""
         started = loop_time()

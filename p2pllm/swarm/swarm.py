@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import logging
+import math
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar
@@ -158,6 +159,11 @@ class Swarm:
     def expect_end(self, seconds: float) -> None:
         """The local epoch ends in about so many seconds: have the lines ready by then."""
         self._soon(lambda node: node.expect_end(seconds))
+
+    def closes_in(self) -> float:
+        """Seconds until this round's group closes without us; infinite while nobody waits."""
+        at = self._in_run.closes_at
+        return math.inf if at is None else at - self._thread.loop.time()
 
     def hold(self, anchor: Anchor, state: Floats, size: int, **said: Any) -> None:
         """We hold this state now, of which this round averages `size` values: say so, and hand it
