@@ -139,7 +139,7 @@ def test_carried_work_counts_with_a_discount():
 @pytest.mark.parametrize("overlap", [False, True])
 def test_with_and_without_overlap_every_step_counts_once(tmp_path, overlap):
     churn = Churn(tmp_path, rounds=4, min_peers=3, overlap=overlap, compression="none")
-    churn.local_epoch = (10, 0.005)
+    churn.local_epoch = (10, 0.02)
     peers = churn.play("ann", "bob", "cat")
     assert len({peer.final.digest for peer in peers.values()}) == 1
     for peer in peers.values():
