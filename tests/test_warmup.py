@@ -1,17 +1,12 @@
 """What goes over the lines just before a local epoch ends. In virtual time."""
 
 import asyncio
-import math
-import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from p2pllm.config.run import AveragingConfig, LocalEpoch, TrainingConfig
-from p2pllm.events import Events, StepDone
-from p2pllm.roles.trainer import Trainer
 from p2pllm.swarm import virtual_time
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.link import Link
@@ -208,21 +203,3 @@ def test_a_trainer_foretells_the_end_of_its_local_epoch(tmp_path, monkeypatch, o
         assert len(left) == 3
         assert sorted(left, reverse=True) == left
         assert 0.25 < left[0] < 0.6
-
-
-def test_a_local_epoch_of_so_many_seconds_needs_no_guess():
-    told = list[float]()
-    training = TrainingConfig(local=LocalEpoch(seconds=5.0))
-    trainer = SimpleNamespace(
-        _began=time.monotonic() - 2.0,
-        _stepped_at=time.monotonic() - 0.3,
-        _events=Events(),
-        _run=SimpleNamespace(training=training, averaging=AveragingConfig()),
-        _swarm=SimpleNamespace(
-            expect_end=told.append, closes_in=lambda: math.inf, timeouts=Timeouts()
-        ),
-    )
-    done = StepDone(round=0, step=7, steps=None, loss=1.0, learning_rate=1.0, tokens_per_second=1.0)
-    Trainer._stepped(cast(Any, trainer), done)
-    [left] = told
-    assert 2.5 < left <= 3.0

@@ -19,6 +19,7 @@ from p2pllm.roles.entry import Seat, check_base, load_base_model, working
 from p2pllm.roles.leases import Rows, open_rows
 from p2pllm.roles.local_work import LocalTraining, LocalWork, Offer
 from p2pllm.roles.own_evaluation import OwnEvaluation, own_evaluator
+from p2pllm.roles.pace import Pace
 from p2pllm.roles.sketches import OwnSketch
 from p2pllm.swarm.node import Averaged, Contribution, Missed
 from p2pllm.swarm.rounds import (
@@ -66,8 +67,6 @@ class Trainer:
         self._work = LocalWork(learner, rows, self._run.averaging.carry)
         self._sketch = OwnSketch(self._swarm, adapter, self._run.seed)
         self._samples = 0
-        self._began = self._stepped_at = 0.0  # the local epoch, its last step; monotonic
-        self._is_late = False  # with another step the group would close without us
         self._waiting_since = 0.0
         self._last_result = -1
         self._kept: Finished | None = None  # the result, once it is on disk
@@ -113,9 +112,13 @@ class Trainer:
         self._swarm.announce(state="training")
         self._swarm.approach(self._anchor)
         self._own.after_average(self._anchor, self._outer.values(self._state))
-        self._began = self._stepped_at = time.monotonic()
-        self._is_late = False
-        if not self._work.train(self._stepped, self._seat.stop.is_set, lambda: self._is_late):
+        pace = Pace(self._swarm, self._run)
+
+        def stepped(done: StepDone) -> None:
+            self._events.emit(done)
+            pace.step(done)
+
+        if not self._work.train(stepped, self._seat.stop.is_set, lambda: pace.is_late):
             return
         self._own.before_average(self._anchor, self._learner.values)
         work = self._work.finished
@@ -230,20 +233,6 @@ class Trainer:
         self._kept = Finished(round=final.round, digest=final.digest, path=path)
 
     # ---- their parts
-
-    def _stepped(self, done: StepDone) -> None:
-        self._events.emit(done)
-        now = time.monotonic()
-        took, elapsed, self._stepped_at = now - self._stepped_at, now - self._began, now
-        # What we have is worth more now than all of it in a later round.
-        margin = 2 * self._swarm.timeouts.heartbeat
-        self._is_late = self._swarm.closes_in() < took + margin
-        if done.steps is None:
-            left = (self._run.training.local.seconds or 0.0) - elapsed
-        else:
-            left = elapsed / done.step * (done.steps - done.step)
-        if left > 0 and not self._run.averaging.overlap:
-            self._swarm.expect_end(left)
 
     def _hold(self, round: int, state: Values) -> None:
         """Go on from this adapter, and let others have it."""
