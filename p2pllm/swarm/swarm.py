@@ -6,7 +6,6 @@ that waits for other peers also returns, with None, as soon as the peer is asked
 
 import asyncio
 import concurrent.futures
-import contextlib
 import logging
 import math
 import threading
@@ -70,16 +69,11 @@ class Pending(Generic[T]):
     def result(self) -> T | None:
         """Waits for it; None when this peer is asked to stop meanwhile."""
         while not self._stop.is_set():
-            try:
-                return self._future.result(_POLL)
-            except concurrent.futures.TimeoutError:
-                if self._future.done():
-                    raise  # the work's own
+            # Not result(_POLL): what it raises may be its own TimeoutError or the work's.
+            if concurrent.futures.wait([self._future], _POLL).done:
+                return self._future.result()
         self._future.cancel()
-        with contextlib.suppress(
-            concurrent.futures.TimeoutError, concurrent.futures.CancelledError
-        ):
-            self._future.result(_GRACE)
+        concurrent.futures.wait([self._future], _GRACE)  # until its task has come to an end
         return None
 
 
