@@ -125,12 +125,14 @@ class Play:
 
     def _measure(self, actors: list[Actor], struck: float) -> None:
         firsts, lost, failed = [], 0, 0
-        for actor in actors:
-            commits = [r for r in actor.ledger if r["event"] == "round_committed"]
-            firsts.append(min((r["time"] for r in commits if r["time"] > struck), default=0.0))
-            done = {r["round"] for r in commits}
-            lost = max(lost, len(set(range(max(done, default=0))) - done))
-            failed = max(failed, sum(r["event"] == "round_missed" for r in actor.ledger))
+        ledgers = [actor.ledger for actor in actors]
+        commits = [[r for r in rows if r["event"] == "round_committed"] for rows in ledgers]
+        for actor, ledger, own in zip(actors, ledgers, commits, strict=True):
+            firsts.append(min((r["time"] for r in own if r["time"] > struck), default=0.0))
+            # In its life: one that was started again had no part in what was before.
+            theirs = {r["round"] for rows in commits for r in rows if r["time"] > actor.born}
+            lost = max(lost, len(theirs - {r["round"] for r in own}))
+            failed = max(failed, sum(r["event"] == "round_missed" for r in ledger))
         self.outcome.lost = f"{lost} ({failed})"
         if firsts:
             self.outcome.recovery = max(firsts) - struck
