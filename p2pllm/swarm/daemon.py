@@ -88,6 +88,7 @@ class DaemonStream:
         self.peer = peer
         self.bytes_sent = self.bytes_received = 0
         self._reader, self._writer = reader, writer
+        self._announced: int | None = None  # bytes of the frame that comes next
         reader._limit = _AHEAD  # type: ignore[attr-defined]  # hivemind opens it without asking us
         with contextlib.suppress(OSError):  # a system that allows less keeps what it has
             link = writer.get_extra_info("socket")
@@ -104,12 +105,15 @@ class DaemonStream:
 
     async def receive(self, limit: int) -> bytes:
         try:
-            size = int.from_bytes(await self._reader.readexactly(_HEADER), "big")
-            if size > limit:
+            # Whoever is cancelled between header and content leaves a frame that can still be read.
+            if self._announced is None:
+                self._announced = int.from_bytes(await self._reader.readexactly(_HEADER), "big")
+            if (size := self._announced) > limit:
                 raise NetworkError(f"{self.peer} sent {size} bytes where {limit} are allowed")
             frame = await self._reader.readexactly(size)
         except FAILURES as problem:
             raise NetworkError(f"{self.peer} hung up") from problem
+        self._announced = None
         self.bytes_received += _HEADER + size
         return frame
 
