@@ -17,7 +17,7 @@ from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.link import INSTANT, Link
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.memory_network import MemoryNetwork, World
-from p2pllm.swarm.network import DialledTooSoon, Timeouts, loop_time
+from p2pllm.swarm.network import HUNG_UP, DialledTooSoon, Timeouts, loop_time
 from p2pllm.swarm.node import Averaged, Contribution, Missed, Node
 from p2pllm.swarm.records import Progress
 from p2pllm.swarm.rounds import Anchor, CatchUp
@@ -263,6 +263,43 @@ async def test_survivors_retry_without_a_peer_whose_contribution_is_refused():
     assert peers.id("cat") in blamed
     second = await peers.average_all("ann", "bob")
     assert len({digest_of(d) for d in deltas_of(second)}) == 1
+
+
+def break_streams(peers: Peers, one: str, other: str, attempts: int) -> None:
+    """In the next attempts, as soon as they are open, although both are well."""
+    node, left = peers.nodes[one], attempts
+    run = node._desk.run
+
+    async def broken(attempt):
+        def hang_up():
+            for exchange in attempt._exchanges:
+                if exchange.stream.peer == peers.id(other):
+                    for end in (exchange.stream, exchange.stream._other):
+                        end._hung_up = True
+                        end._inbox.put_nowait(end._END)
+
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            asyncio.get_running_loop().call_later(0.15, hang_up)
+        return await run(attempt)
+
+    node._desk.run = broken  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("broken", "in_the_end"), [(1, 3), (2, 2)])
+async def test_who_still_answers_after_a_stream_broke_has_one_more_chance(broken, in_the_end):
+    link = Link(latency=0.01, bandwidth=1_000_000)
+    peers = await Peers("ann", "bob", "cat", link=link, timeouts=Timeouts()).start()
+    break_streams(peers, "ann", "bob", broken)
+    for _ in range(broken):
+        results = await peers.average_all()
+        assert all(isinstance(r, Missed) and r.reason.endswith(HUNG_UP) for r in results), results
+        await asyncio.sleep(1)
+    results = await peers.average_all()
+    averaged = [r for r in results if isinstance(r, Averaged)]
+    assert len({digest_of(r.delta) for r in averaged}) == 1
+    assert [len(r.group.peers) for r in averaged] == [in_the_end] * in_the_end
 
 
 async def test_a_peer_cut_off_in_the_middle_leaves_the_others_nothing_half_done():

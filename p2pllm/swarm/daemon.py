@@ -16,7 +16,7 @@ from typing import Any
 from hivemind.p2p import P2P, PeerID
 from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError, P2PHandlerError
 
-from p2pllm.swarm.network import NetworkError, PeerId
+from p2pllm.swarm.network import HUNG_UP, NetworkError, PeerId
 
 FAILURES = (OSError, EOFError, P2PDaemonError, P2PHandlerError, asyncio.IncompleteReadError)
 _FIRST_WORD = 1.0  # seconds, a few round trips, in which a connection comes up
@@ -100,7 +100,7 @@ class DaemonStream:
             self._writer.writelines((len(frame).to_bytes(_HEADER, "big"), frame))
             await self._writer.drain()
         except FAILURES as problem:
-            raise NetworkError(f"{self.peer} hung up") from problem
+            raise NetworkError(f"{self.peer} {HUNG_UP}") from problem
         self.bytes_sent += _HEADER + len(frame)
 
     async def receive(self, limit: int) -> bytes:
@@ -112,7 +112,7 @@ class DaemonStream:
                 raise NetworkError(f"{self.peer} sent {size} bytes where {limit} are allowed")
             frame = await self._reader.readexactly(size)
         except FAILURES as problem:
-            raise NetworkError(f"{self.peer} hung up") from problem
+            raise NetworkError(f"{self.peer} {HUNG_UP}") from problem
         self._announced = None
         self.bytes_received += _HEADER + size
         return frame

@@ -253,14 +253,12 @@ class Leader:
 
         async def greet(peer: PeerId) -> None:
             try:
-                stream = await dial(self._network, peer, HELLO, self._timeouts.dial / 2)
-                await receive_message(stream, self._timeouts.dial / 2)
-                stream.close()
-                here.silent.pop(peer, None)
-                self._suspicion.clear(peer)
-            except NetworkError:
-                here.silent[peer] = here.silent.get(peer, 0) + 1
-                here.changed.set()
+                if await answers(self._network, peer, self._timeouts):
+                    here.silent.pop(peer, None)
+                    self._suspicion.clear(peer)
+                else:
+                    here.silent[peer] = here.silent.get(peer, 0) + 1
+                    here.changed.set()
             finally:
                 here.greeted.discard(peer)
 
@@ -269,6 +267,17 @@ class Leader:
         for peer in (absent & dialable) - here.greeted:
             here.greeted.add(peer)
             in_background(greet(peer), self._tasks)
+
+
+async def answers(network: Streams, peer: PeerId, timeouts: Timeouts) -> bool:
+    """Whether it is there, and answers a hello."""
+    try:
+        stream = await dial(network, peer, HELLO, timeouts.dial / 2)
+        await receive_message(stream, timeouts.dial / 2)
+        stream.close()
+    except NetworkError:
+        return False
+    return True
 
 
 def _as_answer(outcome: Outcome) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from p2pllm.config.run import AveragingConfig
 from p2pllm.swarm.gathering import NoGroup, Outcome, Redirect
 from p2pllm.swarm.group import Group, Member
-from p2pllm.swarm.leader import JOIN, Leader, View
+from p2pllm.swarm.leader import JOIN, Leader, View, answers
 from p2pllm.swarm.network import (
     NetworkError,
     PeerId,
@@ -65,6 +65,12 @@ class Lobby:
         """By the loop's clock, when the group closes without those who are not ready; None: not
         yet."""
         return self.leader.closes_at if self._told is None else self._told
+
+    async def hear(self, peer: PeerId) -> None:
+        """A stream to it broke, which may have been the line: who still answers may take part once
+        more."""
+        if await answers(self._network, peer, self._timeouts):
+            self.suspicion.excuse(peer)
 
     def approach(self, anchor: Anchor, dialable: bool) -> _Way:
         """Go to the leader of this round, to be there when the local epoch ends."""

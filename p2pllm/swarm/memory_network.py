@@ -13,7 +13,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from p2pllm.swarm.identity import Identity
 from p2pllm.swarm.link import INSTANT, Line, Link, retransmission
-from p2pllm.swarm.network import Handler, NetworkError, PeerId, Stream, in_background, loop_time
+from p2pllm.swarm.network import (
+    HUNG_UP,
+    Handler,
+    NetworkError,
+    PeerId,
+    Stream,
+    in_background,
+    loop_time,
+)
 from p2pllm.swarm.records import is_acceptable
 
 Tamper = Callable[[bytes], bytes]
@@ -110,7 +118,7 @@ class _MemoryStream:
 
     async def send(self, frame: bytes | memoryview) -> None:
         if self._closed or self._hung_up:
-            raise NetworkError(f"{self.peer} hung up")
+            raise NetworkError(f"{self.peer} {HUNG_UP}")
         data = bytes(frame)
         if self._here.me in self._world.tampers:
             data = self._world.tampers[self._here.me](data)
@@ -125,7 +133,7 @@ class _MemoryStream:
         frame = await self._inbox.get()
         if frame == self._END:
             self._inbox.put_nowait(self._END)
-            raise NetworkError(f"{self.peer} hung up")
+            raise NetworkError(f"{self.peer} {HUNG_UP}")
         if len(frame) > limit:
             raise NetworkError(f"{self.peer} sent {len(frame)} bytes where {limit} are allowed")
         self.bytes_received += len(frame)

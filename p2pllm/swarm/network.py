@@ -21,6 +21,9 @@ class NetworkError(Exception):
     """
 
 
+HUNG_UP = "hung up"  # the last words of what is raised when a stream breaks
+
+
 @dataclass(frozen=True)
 class Timeouts:
     """Longest waits for anything remote, in seconds."""

@@ -26,6 +26,7 @@ from p2pllm.swarm.leader import HELLO, JOIN
 from p2pllm.swarm.lobby import Lobby
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.network import (
+    HUNG_UP,
     Network,
     NetworkError,
     PeerId,
@@ -214,6 +215,8 @@ class Node:
         except AttemptFailed as failure:
             if failure.culprit != self._network.me:
                 self._lobby.suspicion.blame(failure.culprit, failure.reason)
+                if failure.reason.endswith(HUNG_UP):
+                    self._in_background(self._lobby.hear(failure.culprit))
             self.observer.look_anew()
             return Missed(failure.reason, (failure.culprit,), tuple(group.left_out.items()))
         finally:

@@ -10,6 +10,7 @@ class Suspicion:
 
     def __init__(self) -> None:
         self.blamed: dict[PeerId, str] = {}  # left out of this round's further attempts, and why
+        self._has_excused = False  # somebody, in this round
         self._until: dict[PeerId, float] = {}
 
     def suspect(self, peer: PeerId) -> None:
@@ -24,9 +25,16 @@ class Suspicion:
         """Leave a peer out of the next attempts at this round."""
         self.blamed[peer] = reason
 
+    def excuse(self, peer: PeerId) -> None:
+        """Let it take part once more. Once in a round: a line that stays broken is left out."""
+        if not self._has_excused:
+            self._has_excused = True
+            self.blamed.pop(peer, None)
+
     def forgive(self) -> None:
         """The round is over."""
         self.blamed.clear()
+        self._has_excused = False
 
     @property
     def not_to_lead(self) -> set[PeerId]:
