@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Self
 
@@ -15,14 +14,13 @@ from p2pllm.digest import digest_of
 from p2pllm.swarm import network
 from p2pllm.swarm.allreduce import REDUCE
 from p2pllm.swarm.identity import Identity
-from p2pllm.swarm.leader import HELLO, JOIN
 from p2pllm.swarm.link import INSTANT, Link
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.memory_network import MemoryNetwork, World
 from p2pllm.swarm.network import HUNG_UP, DialledTooSoon, Timeouts, loop_time
 from p2pllm.swarm.node import Averaged, Contribution, Missed, Node
 from p2pllm.swarm.records import Progress
-from p2pllm.swarm.rounds import Anchor, CatchUp, precedes
+from p2pllm.swarm.rounds import Anchor, CatchUp
 
 QUICK = Timeouts(
     dial=0.2,
@@ -151,35 +149,6 @@ async def test_all_who_come_are_told_when_the_group_closes_without_them():
     for node in peers.nodes.values():
         node.approach(peers.anchor)
         assert node.closes_at is None
-
-
-async def test_a_round_that_is_over_without_us_needs_no_more_steps():
-    peers = await Peers("ann", "bob", "cat").start()
-    late = peers.nodes["cat"]
-    late.approach(peers.anchor)
-    await asyncio.sleep(0.2)
-    assert late.closes_at is None
-    for name in ("ann", "bob"):
-        await peers.nodes[name].hold(Anchor(1, "b" * 64), peers.base, peers.base.size)
-    await asyncio.sleep(1)
-    assert late.closes_at == -math.inf
-
-
-async def test_a_leader_that_falls_silent_is_not_waited_for_until_all_silence_is_over():
-    rules = AveragingConfig(deadline=Deadline(floor=5, ceiling=5))
-    peers = await Peers("ann", "bob", "cat", rules=rules, timeouts=Timeouts()).start()
-    ids = {name: peers.id(name) for name in peers.nodes}
-    [leads] = [n for n in ids if not any(precedes(other, ids[n]) for other in ids.values())]
-
-    async def say_nothing(stream):
-        await asyncio.sleep(60)
-
-    for protocol in (JOIN, HELLO):
-        await peers.nodes[leads]._streams.serve(protocol, say_nothing)
-    started = loop_time()
-    averages = deltas_of(await peers.average_all(*(name for name in peers.nodes if name != leads)))
-    assert len({digest_of(delta) for delta in averages}) == 1
-    assert loop_time() - started < 4 * 1.0 + rules.deadline.floor + 1.0
 
 
 async def test_nobody_is_told_to_hurry_while_there_are_too_few_for_a_round():

@@ -7,7 +7,6 @@ falls silent is suspected, and the next in order takes over. What a leader does 
 
 import asyncio
 import contextlib
-import math
 from dataclasses import asdict, dataclass
 
 from p2pllm.config.run import AveragingConfig
@@ -27,8 +26,6 @@ from p2pllm.swarm.network import (
 )
 from p2pllm.swarm.rounds import Anchor, expected_in, leader_of
 from p2pllm.swarm.suspicion import Suspicion
-
-_MISSED = 4  # heartbeats that a leader may miss before it is suspected
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,6 @@ class Lobby:
     def closes_at(self) -> float | None:
         """By the loop's clock, when the group closes without those who are not ready; None: not
         yet."""
-        if self._way is not None and self._way.task.done():
-            return -math.inf  # it has already
         return self.leader.closes_at if self._told is None else self._told
 
     async def hear(self, peer: PeerId) -> None:
@@ -191,11 +186,8 @@ class Lobby:
 
     async def _await_answer(self, stream: Stream) -> Outcome:
         """Raises NetworkError, and ValueError, TypeError or KeyError on what is not a group."""
-        # Shorter than a group's deadline: time enough to find the others at the next in order. One
-        # that was only slow takes us back, for the others send us there again.
-        patience = min(_MISSED * self._timeouts.heartbeat, self._timeouts.silence)
         while True:
-            message = await receive_message(stream, patience)
+            message = await receive_message(stream, self._timeouts.silence)
             match message.get("answer"):
                 case "wait":
                     left = message.get("closes_in")
