@@ -1,5 +1,5 @@
-"""What p2pd says of a dial that failed, whether to try again at once or to give up on the peer; and
-frames on a stream of its."""
+"""What p2pd says of a dial that failed: whether to try again at once, or to give up on the peer.
+And the frames on its streams."""
 
 import asyncio
 import socket
