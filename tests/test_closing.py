@@ -44,6 +44,15 @@ def test_it_closes_in_the_moment_the_last_one_is_ready():
     assert came("me", "ann", "bob", "cat").closes(EVERYBODY, rules, DEADLINE)
 
 
+def test_who_has_come_is_awaited_before_its_record_is_there():
+    here = came("me", "ann", training=["bob", "cat", "eve"])
+    assert here.missing(EVERYBODY) == {"bob", "cat", "eve"}
+    assert came("me", "ann", training=["eve"], blamed={"eve": "lied"}).missing(EVERYBODY) == {
+        "bob",
+        "cat",
+    }
+
+
 def test_it_closes_at_the_deadline_without_those_who_are_not_ready():
     here = came("me", "ann", training=["bob"], waited=9.9)
     assert not here.closes(EVERYBODY, RULES, DEADLINE)

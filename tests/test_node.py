@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Self
 
@@ -14,13 +15,14 @@ from p2pllm.digest import digest_of
 from p2pllm.swarm import network
 from p2pllm.swarm.allreduce import REDUCE
 from p2pllm.swarm.identity import Identity
+from p2pllm.swarm.leader import HELLO, JOIN
 from p2pllm.swarm.link import INSTANT, Link
 from p2pllm.swarm.manifest import Manifest
 from p2pllm.swarm.memory_network import MemoryNetwork, World
 from p2pllm.swarm.network import HUNG_UP, DialledTooSoon, Timeouts, loop_time
 from p2pllm.swarm.node import Averaged, Contribution, Missed, Node
 from p2pllm.swarm.records import Progress
-from p2pllm.swarm.rounds import Anchor, CatchUp
+from p2pllm.swarm.rounds import Anchor, CatchUp, precedes
 
 QUICK = Timeouts(
     dial=0.2,
@@ -103,6 +105,12 @@ class Peers:
             *(self.average(name, spans=spans.get(name, ())) for name in names or self.nodes)
         )
 
+    @property
+    def in_order(self) -> list[str]:
+        """Names, by who leads."""
+        ids = {name: self.id(name) for name in self.nodes}
+        return sorted(ids, key=lambda n: sum(precedes(other, ids[n]) for other in ids.values()))
+
     def kill(self, name: str) -> None:
         self.world.kill(self.id(name))
         for task in self.nodes.pop(name)._tasks:
@@ -149,6 +157,79 @@ async def test_all_who_come_are_told_when_the_group_closes_without_them():
     for node in peers.nodes.values():
         node.approach(peers.anchor)
         assert node.closes_at is None
+
+
+async def test_a_round_that_is_over_without_us_needs_no_more_steps():
+    peers = await Peers("ann", "bob", "cat").start()
+    late = peers.nodes["cat"]
+    late.approach(peers.anchor)
+    await asyncio.sleep(0.2)
+    assert late.closes_at is None
+    for name in ("ann", "bob"):
+        await peers.nodes[name].hold(Anchor(1, "b" * 64), peers.base, peers.base.size)
+    await asyncio.sleep(1)
+    assert late.closes_at == -math.inf
+
+
+async def test_who_catches_up_joins_the_others_before_its_record_is_there():
+    peers = await Peers("ann", "bob", "cat", timeouts=Timeouts()).start()
+    back, *others = peers.in_order  # it would lead
+
+    async def lose(*record):
+        return True
+
+    stale = Anchor(0, "0" * 64)
+    await peers.nodes[back].hold(stale, peers.base, peers.base.size)
+    await asyncio.sleep(1)
+    peers.world.peers[peers.id(back)].put = lose  # type: ignore[method-assign]
+    for name in others:
+        peers.nodes[name].approach(peers.anchor)
+    await asyncio.sleep(5)
+    await peers.nodes[back].hold(peers.anchor, peers.base, peers.base.size)
+    peers.nodes[back].approach(peers.anchor)
+    await asyncio.sleep(0.1)
+    ready = asyncio.ensure_future(peers.average_all(*others))
+    await asyncio.sleep(0.5)
+    averaged = [await peers.average(back), *await ready]
+    assert len({digest_of(delta) for delta in deltas_of(averaged)}) == 1
+
+
+@pytest.mark.parametrize("place", [0, 1])  # the leader, and another
+async def test_who_still_receives_the_average_is_waited_for_in_the_next_round(place):
+    rules = AveragingConfig(deadline=Deadline(floor=5, ceiling=60))
+    peers = await Peers("ann", "bob", "cat", rules=rules, timeouts=Timeouts()).start()
+    others = peers.in_order
+    slow = others.pop(place)
+    deltas_of(await peers.average_all())
+    peers.anchor = Anchor(1, "1" * 64)
+    for name in others:
+        await peers.nodes[name].hold(peers.anchor, peers.base, peers.base.size)
+        peers.nodes[name].approach(peers.anchor)
+    await asyncio.sleep(4)  # its record has been renewed meanwhile
+    ready = asyncio.ensure_future(peers.average_all(*others))
+    await asyncio.sleep(0.5)
+    await peers.nodes[slow].hold(peers.anchor, peers.base, peers.base.size)
+    averaged = [await peers.average(slow), *await ready]
+    assert len({digest_of(delta) for delta in deltas_of(averaged)}) == 1
+
+
+async def test_who_went_later_to_a_leader_that_fell_silent_is_waited_for():
+    rules = AveragingConfig(deadline=Deadline(floor=5, ceiling=60))
+    peers = await Peers("ann", "bob", "cat", "dan", rules=rules, timeouts=Timeouts()).start()
+    silent, *others = peers.in_order
+    for node in peers.nodes.values():
+        node._lobby.leader._waits.append(1.0)  # the deadline is the floor
+
+    async def say_nothing(stream):
+        await asyncio.sleep(60)
+
+    for protocol in (JOIN, HELLO):
+        await peers.nodes[silent]._streams.serve(protocol, say_nothing)
+    for name in others[:2]:
+        peers.nodes[name].approach(peers.anchor)
+    await asyncio.sleep(8)
+    deltas = deltas_of(await peers.average_all(*others))
+    assert len({digest_of(delta) for delta in deltas}) == 1
 
 
 async def test_nobody_is_told_to_hurry_while_there_are_too_few_for_a_round():

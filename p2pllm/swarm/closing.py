@@ -48,9 +48,10 @@ class Attendance:
         return record_life if len(away) > len(ready) else 0.0
 
     def missing(self, view: SwarmView) -> set[PeerId]:
-        """Who is awaited: expected, not ready, and neither gone nor blamed."""
-        expected = expected_in(self.anchor, view) - self.gone(view) - self.blamed.keys()
-        return {*expected, *self._leader(view)} - self._ready_peers
+        """Who is awaited: has come, or is expected, and is neither ready nor gone nor blamed. The
+        record of one that has come may not be here yet."""
+        expected = (expected_in(self.anchor, view) | self.seated) - self.gone(view)
+        return {*(expected - self.blamed.keys()), *self._leader(view)} - self._ready_peers
 
     def gone(self, view: SwarmView) -> frozenset[PeerId]:
         """Who is expected, is not here and has left our hellos unanswered."""

@@ -175,8 +175,8 @@ class Leader:
 
     async def _refusal(self, anchor: Anchor, peer: PeerId) -> NoGroup | None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(4 * self._timeouts.look):
-                # We may be just about to commit the round that it starts from.
+            async with asyncio.timeout(self._timeouts.silence / 2):
+                # We may be about to commit the round that it starts from, over a slower line.
                 while self._anchor is None or self._anchor.round < anchor.round:
                     self._moved.clear()
                     await self._moved.wait()
@@ -229,6 +229,10 @@ class Leader:
         self.notice(view)
         patience = attendance.patience(view, self._had_company, self._timeouts.record_life)
         deadline = learned_deadline(self._waits, rules.deadline)
+        if any(precedes(peer, self._network.me) for peer in self._suspicion.silent):
+            # The others may have gone to the one before us later than we did, and still wait there.
+            found_out = self._timeouts.silence + 2 * self._timeouts.heartbeat
+            deadline = min(max(deadline, found_out), rules.deadline.ceiling)
         self.closes_at = loop_time() + max(deadline, patience) - attendance.waited
         if attendance.waited < patience or not attendance.closes(view, rules, deadline):
             return None
@@ -273,8 +277,8 @@ async def answers(network: Streams, peer: PeerId, timeouts: Timeouts) -> bool:
     """Whether it is there, and answers a hello."""
     try:
         stream = await dial(network, peer, HELLO, timeouts.dial / 2)
-        await receive_message(stream, timeouts.dial / 2)
-        stream.close()
+        with contextlib.closing(stream):
+            await receive_message(stream, timeouts.dial / 2)
     except NetworkError:
         return False
     return True

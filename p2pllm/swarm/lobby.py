@@ -7,6 +7,7 @@ falls silent is suspected, and the next in order takes over. What a leader does 
 
 import asyncio
 import contextlib
+import math
 from dataclasses import asdict, dataclass
 
 from p2pllm.config.run import AveragingConfig
@@ -51,6 +52,7 @@ class Lobby:
         self._size = 0  # values that this round averages
         self._way: _Way | None = None
         self._told: float | None = None  # by the leader, when the group closes
+        self._met: Anchor | None = None  # where the last group that we were in started from
 
     def stand_at(self, anchor: Anchor, size: int, leads: bool) -> None:
         """Tell the lobby which adapter this peer holds, and whether it trains on it."""
@@ -64,12 +66,15 @@ class Lobby:
     def closes_at(self) -> float | None:
         """By the loop's clock, when the group closes without those who are not ready; None: not
         yet."""
+        if (way := self._way) is not None and way.task.done():
+            return -math.inf  # the others have done without us
         return self.leader.closes_at if self._told is None else self._told
 
     async def hear(self, peer: PeerId) -> None:
         """A stream to it broke, which may have been the line: who still answers may take part once
         more."""
-        if await answers(self._network, peer, self._timeouts):
+        anchor = self._anchor
+        if await answers(self._network, peer, self._timeouts) and anchor == self._anchor:
             self.suspicion.excuse(peer)
 
     def approach(self, anchor: Anchor, dialable: bool) -> _Way:
@@ -101,6 +106,7 @@ class Lobby:
             self._way = None
         assert not isinstance(outcome, Redirect)
         if isinstance(outcome, Group):
+            self._met = anchor
             self.leader.learn(outcome)
         return outcome
 
@@ -123,10 +129,14 @@ class Lobby:
         self, anchor: Anchor, ready: "asyncio.Future[Member]", dialable: bool
     ) -> Group | NoGroup:
         """Until there is an outcome for this peer; without one, before it is ready, once more."""
+        # Who has caught up may lead in its own eyes only: it goes where the others are, and is sent
+        # back as soon as they know of it.
+        leads = dialable and self._met is not None and anchor.round <= self._met.round + 1
         while True:
             view = await self._view(2 * self._timeouts.heartbeat)
             self.leader.notice(view)
-            leader = leader_of(anchor, view, self.suspicion.not_to_lead, dialable)
+            leader = leader_of(anchor, view, self.suspicion.not_to_lead, leads)
+            leads = dialable
             outcome = await (
                 self._stay(anchor, ready)
                 if leader == self._network.me

@@ -68,10 +68,10 @@ class Observer:
         self._view = dataclasses.replace(self._view, peers=peers)
 
     def _presumed(self, peer: Progress) -> Progress:
-        """Who was in the group with us holds what we hold now, whatever its record says for a
-        moment longer: the next group should not be looked for in the wrong place."""
+        """Who was in the group with us holds what we hold now, or soon does over a slower line,
+        whatever its record still says: the next group should wait for it."""
         known, now = self._committed, loop_time()
-        if known is None or now > known.at + 2 * self._timeouts.heartbeat:
+        if known is None or now > known.at + self._timeouts.silence:
             return peer
         if peer.peer not in known.group.peers or peer.round != known.group.anchor.round:
             return peer
