@@ -213,7 +213,8 @@ async def test_who_still_receives_the_average_is_waited_for_in_the_next_round(pl
     assert len({digest_of(delta) for delta in deltas_of(averaged)}) == 1
 
 
-async def test_who_went_later_to_a_leader_that_fell_silent_is_waited_for():
+@pytest.mark.parametrize(("early", "seconds"), [(3, 15.0), (2, 19.0)])
+async def test_who_went_later_to_a_leader_that_fell_silent_is_waited_for(early, seconds):
     rules = AveragingConfig(deadline=Deadline(floor=5, ceiling=60))
     peers = await Peers("ann", "bob", "cat", "dan", rules=rules, timeouts=Timeouts()).start()
     silent, *others = peers.in_order
@@ -225,11 +226,13 @@ async def test_who_went_later_to_a_leader_that_fell_silent_is_waited_for():
 
     for protocol in (JOIN, HELLO):
         await peers.nodes[silent]._streams.serve(protocol, say_nothing)
-    for name in others[:2]:
+    began = loop_time()
+    for name in others[:early]:
         peers.nodes[name].approach(peers.anchor)
     await asyncio.sleep(8)
     deltas = deltas_of(await peers.average_all(*others))
     assert len({digest_of(delta) for delta in deltas}) == 1
+    assert loop_time() - began < seconds
 
 
 async def test_nobody_is_told_to_hurry_while_there_are_too_few_for_a_round():
