@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.control import Control
 from rich.markup import escape
@@ -148,23 +149,23 @@ def status_json(view: SwarmView) -> dict[str, Any]:
 
 def rounds_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """The ledger of one peer, a line for each thing that ended a round."""
-    table = Table(title="What became of each round")
-    for column in ("round", "with", "samples", "loss", "train", "wait", "average", "sent"):
-        table.add_column(column, justify="left" if column == "with" else "right")
-    table.add_column("remarks", overflow="fold")
+    # Without lines between its columns it fits into 80 characters.
+    table = Table(title="What became of each round", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("round", "samples", "loss", "train", "wait", "average", "sent"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("with", overflow="fold")
     for row in rows:
         if row["event"] != "round_committed":
-            table.add_row(str(row["round"]), *[""] * 7, describe(row))
+            table.add_row(str(row["round"]), *[""] * 6, describe(row))
             continue
         remarks = [f"{n}: {why}" for n, why in {**row["left_out"], **row["cut_down"]}.items()]
         table.add_row(
             str(row["round"]),
-            safe(", ".join(sorted(row["peers"]))),
             str(row["samples"]),
             "" if row["loss"] is None else _loss(row, 3),
             *(f"{row[f'seconds_{what}']:.2f} s" for what in ("training", "waiting", "averaging")),
             size(row["bytes_sent"]),
-            safe("; ".join(remarks)),
+            "\n".join([safe(", ".join(sorted(row["peers"]))), *map(safe, remarks)]),
         )
     return table
 
