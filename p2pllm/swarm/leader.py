@@ -95,7 +95,7 @@ class Leader:
             self._disband(NoGroup("the round is over"))
             self._gathering = Gathering(anchor, self._suspicion.blamed, self._before)
             # Who has been silent for long needs to leave one hello only unanswered.
-            self._gathering.silent.update(dict.fromkeys(self._suspicion.silent, 1))
+            self._gathering.silent.update(dict.fromkeys(self._suspicion.suspects, 1))
             in_background(self._gather(self._gathering), self._tasks)
         seat = Seat(peer, asyncio.get_running_loop().create_future())
         self._gathering.seats[peer] = seat
@@ -231,7 +231,7 @@ class Leader:
         self.notice(view)
         patience = attendance.patience(view, self._had_company, self._timeouts.record_life)
         deadline = learned_deadline(self._waits, rules.deadline)
-        if any(precedes(peer, self._network.me) for peer in self._suspicion.silent):
+        if any(precedes(peer, self._network.me) for peer in self._suspicion.suspects):
             # The others may have gone to the one before us later than we did, and still wait there.
             found_out = self._timeouts.silence + 2 * self._timeouts.heartbeat
             deadline = min(max(deadline, found_out), rules.deadline.ceiling)

@@ -37,11 +37,11 @@ class Suspicion:
         self._has_excused = False
 
     @property
-    def silent(self) -> set[PeerId]:
+    def suspects(self) -> set[PeerId]:
         """Who did not answer lately."""
         now = loop_time()
         return {peer for peer, until in self._until.items() if until > now}
 
     @property
     def not_to_lead(self) -> set[PeerId]:
-        return self.silent | set(self.blamed)
+        return self.suspects | set(self.blamed)
