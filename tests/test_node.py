@@ -178,11 +178,10 @@ async def test_who_catches_up_joins_the_others_before_its_record_is_there():
     async def lose(*record):
         return True
 
-    stale = Anchor(0, "0" * 64)
-    await peers.nodes[back].hold(stale, peers.base, peers.base.size)
-    await asyncio.sleep(1)
     peers.world.peers[peers.id(back)].put = lose  # type: ignore[method-assign]
+    peers.anchor = Anchor(1, peers.anchor.digest)
     for name in others:
+        await peers.nodes[name].hold(peers.anchor, peers.base, peers.base.size)
         peers.nodes[name].approach(peers.anchor)
     await asyncio.sleep(5)
     await peers.nodes[back].hold(peers.anchor, peers.base, peers.base.size)

@@ -51,6 +51,7 @@ def test_a_late_joiner_catches_up_and_ends_like_the_others(tmp_path, outer):
 
 def test_a_slow_peer_misses_a_round_and_its_work_is_carried_into_the_next(tmp_path):
     churn = Churn(tmp_path, rounds=4, min_peers=2).slow("cat", at_round=1, seconds=2.0)
+    churn.slow("ann", 0, 0.3)  # nobody is left behind at the start
     for round in (2, 3):
         churn.slow("ann", round, 1.0)
     peers = churn.play("ann", "bob", "cat")

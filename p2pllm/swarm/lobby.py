@@ -130,8 +130,9 @@ class Lobby:
     ) -> Group | NoGroup:
         """Until there is an outcome for this peer; without one, before it is ready, once more."""
         # Who has caught up may lead in its own eyes only: it goes where the others are, and is sent
-        # back as soon as they know of it.
-        leads = dialable and self._met is not None and anchor.round <= self._met.round + 1
+        # back as soon as they know of it. In round 0 all begin alike.
+        has_caught_up = anchor.round > (self._met.round + 1 if self._met is not None else 0)
+        leads = dialable and not has_caught_up
         while True:
             view = await self._view(2 * self._timeouts.heartbeat)
             self.leader.notice(view)
