@@ -172,10 +172,15 @@ def test_an_empty_swarm_says_so():
 
 def test_the_rounds_are_a_table_with_reasons():
     table = rounds_table([COMMITTED.as_row()])
-    text = seen(lambda console: console.print(table), width=80)
+    text = seen(lambda console: console.print(table), width=160)
     assert "ann, bob" in text
-    assert "cat: not ready" in text
-    for whole in ("samples", "average", "9.10 s", "1.2 MB"):
+    assert "cat: not ready after 3.2 s" in text
+
+
+def test_no_number_of_the_rounds_is_cut_in_a_narrow_terminal():
+    table = rounds_table([COMMITTED.as_row()])
+    text = seen(lambda console: console.print(table), width=80)
+    for whole in ("samples", "average", "9.10 s", "1.2 MB", "ann, bob"):
         assert whole in text
 
 

@@ -93,9 +93,9 @@ class Leader:
         """Somebody has come. Its outcome is known when the group closes."""
         if self._gathering is None or self._gathering.anchor != anchor:
             self._disband(NoGroup("the round is over"))
-            self._gathering = Gathering(anchor, self._suspicion.blamed, self._before)
             # Who has been silent for long needs to leave one hello only unanswered.
-            self._gathering.silent.update(dict.fromkeys(self._suspicion.suspects, 1))
+            silent = dict.fromkeys(self._suspicion.suspects, 1)
+            self._gathering = Gathering(anchor, self._suspicion.blamed, self._before, silent=silent)
             in_background(self._gather(self._gathering), self._tasks)
         seat = Seat(peer, asyncio.get_running_loop().create_future())
         self._gathering.seats[peer] = seat

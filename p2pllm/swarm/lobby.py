@@ -52,7 +52,7 @@ class Lobby:
         self._size = 0  # values that this round averages
         self._way: _Way | None = None
         self._told: float | None = None  # by the leader, when the group closes
-        self._met: Anchor | None = None  # where the last group that we were in started from
+        self._known_until = 0  # the last round for which the others know that we are there
 
     def stand_at(self, anchor: Anchor, size: int, leads: bool) -> None:
         """Tell the lobby which adapter this peer holds, and whether it trains on it."""
@@ -106,7 +106,7 @@ class Lobby:
             self._way = None
         assert not isinstance(outcome, Redirect)
         if isinstance(outcome, Group):
-            self._met = anchor
+            self._known_until = anchor.round + 1
             self.leader.learn(outcome)
         return outcome
 
@@ -131,8 +131,7 @@ class Lobby:
         """Until there is an outcome for this peer; without one, before it is ready, once more."""
         # Who has caught up may lead in its own eyes only: it goes where the others are, and is sent
         # back as soon as they know of it. In round 0 all begin alike.
-        has_caught_up = anchor.round > (self._met.round + 1 if self._met is not None else 0)
-        leads = dialable and not has_caught_up
+        leads = dialable and anchor.round <= self._known_until
         while True:
             view = await self._view(2 * self._timeouts.heartbeat)
             self.leader.notice(view)
